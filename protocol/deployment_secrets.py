@@ -1,0 +1,28 @@
+"""The three secrets of a deployment, made once and kept beside its wanted state.
+
+They travel as actor arguments: never in argv, the environment, a log or a repr.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from dataclasses import dataclass, field
+
+from protocol.block_hash import SECRET_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class DeploymentSecrets:
+    hash_secret: bytes = field(repr=False)  # seeds every block digest
+    hello_key: bytes = field(repr=False)  # proves router and replica to each other
+    salt_key: bytes = field(repr=False)  # makes a tenant's cache salt from its API key
+
+    @classmethod
+    def generate(cls) -> DeploymentSecrets:
+        return cls(secrets.token_bytes(SECRET_BYTES), secrets.token_bytes(32), secrets.token_bytes(32))
+
+    def tenant_salt(self, api_key: str) -> str:
+        """One tenant's cache salt: nobody can make another's, so nobody can time another's cache."""
+        return hmac.new(self.salt_key, api_key.encode(), hashlib.sha256).hexdigest()[:32]

@@ -1,0 +1,210 @@
+"""Every message of the data plane between a router and a replica's rank 0. See `codec.py` for how they travel.
+
+    connection   Challenge -> Hello -> Welcome | Refused        (`handshake.py`)
+    router  ->   Submit, Cancel, Touch, ResetCache, Resync, Ping
+    replica ->   SnapshotChunk…, then one StepFrame a step; Rejected, CacheReset, Pong between them
+
+Type numbers are never reused; fields are only appended, with a default. Deadlines are remaining seconds.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+from protocol.codec import message
+from protocol.events import GPU, KvEvent
+from protocol.sampling import SamplingParams
+
+PROTOCOL_VERSION = 1
+
+
+class FinishReason(enum.Enum):
+    STOP = "stop"  # end of sequence, stop id or stop string
+    LENGTH = "length"
+    ABORT = "abort"
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What must be equal on both sides. None in a Hello: not known yet, adopt the replica's."""
+
+    model: str
+    model_digest: str
+    tokenizer_digest: str
+    block_size: int | None = None
+    hash_fingerprint: str | None = field(default=None, repr=False)
+
+
+@message(1)
+@dataclass(frozen=True, slots=True)
+class Challenge:
+    version: int
+    nonce: bytes
+
+
+@message(2)
+@dataclass(frozen=True, slots=True)
+class Hello:
+    version: int
+    nonce: bytes
+    proof: bytes = field(repr=False)  # HMAC of the challenge's nonce under the cluster's key
+    router_id: str
+    identity: Identity
+
+
+@message(3)
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    version: int
+    proof: bytes = field(repr=False)  # HMAC of the Hello's nonce: the replica proves itself too
+    replica_id: str
+    incarnation: int
+    identity: Identity
+    max_model_len: int
+    num_blocks: int
+
+
+@message(4)
+@dataclass(frozen=True, slots=True)
+class Refused:
+    code: str
+    reason: str
+
+
+@message(10)
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """One request with its `sampling.n` sequences. `generated` resumes a moved request: one entry a sequence."""
+
+    request_id: str  # made by the router, unique in the cluster
+    token_ids: bytes = field(repr=False)  # the prompt, packed int32
+    sampling: SamplingParams  # seed always filled in, max_tokens too
+    digests: bytes = field(default=b"", repr=False)  # of the prompt's full blocks
+    isolation: bytes = b""  # block_hash.isolation_key
+    generated: tuple[bytes, ...] = ()
+    priority: int = 0  # lower is earlier
+    deadline_s: float | None = None
+    adapter: str | None = None
+
+
+@message(11)
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    request_id: str
+
+
+@message(12)
+@dataclass(frozen=True, slots=True)
+class Touch:
+    """Refresh the age of these cached blocks: a request that will hit them is on its way."""
+
+    digests: bytes
+
+
+@message(13)
+@dataclass(frozen=True, slots=True)
+class ResetCache:
+    call_id: int
+
+
+@message(14)
+@dataclass(frozen=True, slots=True)
+class Resync:
+    """Asks for a new snapshot."""
+
+
+@message(15)
+@dataclass(frozen=True, slots=True)
+class Ping:
+    number: int
+
+
+@message(20)
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """The drawn token's own logprob, and the most likely alternatives as (token id, logprob) pairs."""
+
+    logprob: float
+    rank: int  # 1: the most likely
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@message(21)
+@dataclass(frozen=True, slots=True)
+class SequenceOutput:
+    """What one step added to one sequence of a request."""
+
+    request_id: str
+    index: int  # which of the request's n
+    token_ids: tuple[int, ...]
+    num_cached_tokens: int  # of the prompt, really reused
+    finish_reason: FinishReason | None = None
+    stop_token_id: int | None = None  # the stop id that ended it; None for end of sequence
+    logprobs: tuple[TokenLogprob, ...] | None = None
+
+
+@message(22)
+@dataclass(frozen=True, slots=True)
+class Load:
+    """A replica's state after a step. Counts are of now; speeds are learnt from its own steps."""
+
+    num_running: int  # sequences
+    num_waiting: int  # requests
+    num_blocks: int
+    num_used_blocks: int  # some sequence holds them
+    num_cached_blocks: int  # free, but still hold a digest
+    waiting_prefill_tokens: int  # uncached, of requests waiting or in prefill
+    num_preemptions: int = 0
+    prefill_s_per_token: float = 0.0  # 0: not measured yet
+    decode_step_s: float = 0.0
+
+
+@message(23)
+@dataclass(frozen=True, slots=True)
+class StepFrame:
+    """All that one step means to one router. The events are everybody's, the outputs this router's."""
+
+    step: int
+    outputs: tuple[SequenceOutput, ...]
+    events: tuple[KvEvent, ...]
+    load: Load
+
+
+@message(24)
+@dataclass(frozen=True, slots=True)
+class SnapshotChunk:
+    """Part of the cache's whole content. The chunk with `last` closes it; it is true for `step`."""
+
+    step: int
+    digests: bytes
+    last: bool
+    medium: str = GPU
+
+
+@message(25)
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A request that will not run: `code` names an error of `errors.py`."""
+
+    request_id: str
+    code: str
+    reason: str
+    param: str | None = None
+
+
+@message(26)
+@dataclass(frozen=True, slots=True)
+class CacheReset:
+    call_id: int
+    blocks_in_use: int  # 0: done
+
+
+@message(27)
+@dataclass(frozen=True, slots=True)
+class Pong:
+    number: int
+
+
+RouterMessage = Submit | Cancel | Touch | ResetCache | Resync | Ping
+ReplicaMessage = StepFrame | SnapshotChunk | Rejected | CacheReset | Pong

@@ -1,0 +1,37 @@
+"""A request as the router's core sees it: token ids, not text. Made by `api.py`, taken by `router.py`."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+from protocol.sampling import SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class RoutedRequest:
+    request_id: str  # unique in the cluster
+    token_ids: bytes = field(repr=False)  # packed int32
+    sampling: SamplingParams  # seed and max_tokens filled in
+    isolation: bytes = b""  # block_hash.isolation_key
+    affinity: str | None = None  # a session or prompt_cache_key: breaks ties
+    priority: int = 0  # lower is earlier
+    deadline_s: float | None = None  # from now
+
+
+class Reason(enum.Enum):
+    """Why a replica was chosen; shown in the response header `x-trunkline-route-reason`."""
+
+    PREFIX = "prefix"  # it holds the longest match
+    BALANCED = "balanced"  # a holder was over its capacity, this one is the least loaded
+    COLD = "cold"  # nobody holds any of it
+    ONLY = "only"  # there was no choice
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    replica: str
+    matched_tokens: int  # predicted to be cached there
+    cost: float  # what the policy minimised
+    reason: Reason
+    best_matched_tokens: int = 0  # the longest match of any ready replica
