@@ -50,10 +50,10 @@ def decode(data: bytes) -> Any:
         raise ProtocolError(f"a message from a peer does not decode: {error!r}") from error
 
 
-def _array(value: Any) -> list[Any]:
+def _array(value: Any) -> Any:
     if isinstance(value, enum.Enum):
         return value.value
-    fields = [getattr(value, name) for name in _names(type(value))]
+    fields = [getattr(value, name) for name in _names(value.__class__)]
     number = _TYPES.get(type(value))
     return fields if number is None else [number, *fields]
 
@@ -70,7 +70,7 @@ def _build(cls: type, values: Any) -> Any:
 
 
 @cache
-def _names(cls: type) -> tuple[str, ...]:
+def _names(cls: type[Any]) -> tuple[str, ...]:
     return tuple(field.name for field in dataclasses.fields(cls))
 
 

@@ -15,6 +15,7 @@ import hashlib
 import hmac
 import secrets
 from dataclasses import dataclass, fields, replace
+from typing import TypeVar
 
 from protocol.codec import decode, encode
 from protocol.errors import ProtocolError
@@ -24,6 +25,9 @@ from protocol.messages import PROTOCOL_VERSION, Challenge, Hello, Identity, Refu
 HANDSHAKE_TIMEOUT_S = 5.0
 MAX_HELLO_BYTES = 16 * 1024
 NONCE_BYTES = 16
+
+
+T = TypeVar("T")
 
 
 class HelloRefused(ProtocolError):
@@ -49,7 +53,7 @@ async def greet_router(
     """The replica's side. Raises ProtocolError, after having told the peer why."""
     nonce = secrets.token_bytes(NONCE_BYTES)
     writer.write(frame(encode(Challenge(PROTOCOL_VERSION, nonce))))
-    hello = await _receive(reader, Hello)
+    hello = await _expect(reader, Hello)
     reason = _objection(hello, nonce, key, facts.identity)
     if reason is not None:
         writer.write(frame(encode(Refused("hello_refused", reason))))
@@ -73,13 +77,11 @@ async def greet_replica(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, key: bytes, router_id: str, identity: Identity
 ) -> Welcome:
     """The router's side. Raises HelloRefused with the reason, ProtocolError when the peer is none of ours."""
-    challenge = await _receive(reader, Challenge)
+    challenge = await _expect(reader, Challenge)
     nonce = secrets.token_bytes(NONCE_BYTES)
     proof = _proof(key, b"router", challenge.nonce, nonce)
     writer.write(frame(encode(Hello(PROTOCOL_VERSION, nonce, proof, router_id, identity))))
-    answer = await _receive(reader, Welcome, Refused)
-    if isinstance(answer, Refused):
-        raise HelloRefused(answer.reason)
+    answer = await _expect(reader, Welcome)
     if not hmac.compare_digest(answer.proof, _proof(key, b"replica", nonce, challenge.nonce)):
         raise HelloRefused("the replica does not know this cluster's key")
     mismatch = _mismatch(identity, answer.identity)
@@ -123,12 +125,15 @@ def _proof(key: bytes, role: bytes, first: bytes, second: bytes) -> bytes:
     return hmac.new(key, role + first + second, hashlib.sha256).digest()
 
 
-async def _receive(reader: asyncio.StreamReader, *expected: type) -> object:
+async def _expect(reader: asyncio.StreamReader, expected: type[T]) -> T:
+    """The next message, which must be of this type. Raises HelloRefused when the peer refuses instead."""
     async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
         payload = await read_frame(reader, MAX_HELLO_BYTES)
     if payload is None:
         raise ProtocolError("the peer closed its connection before the handshake ended")
     received = decode(payload)
+    if isinstance(received, Refused):
+        raise HelloRefused(received.reason)
     if not isinstance(received, expected):
         raise ProtocolError(f"the peer sent {type(received).__name__} in the handshake")
     return received

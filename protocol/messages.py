@@ -86,6 +86,11 @@ class Submit:
     priority: int = 0  # lower is earlier
     deadline_s: float | None = None
     adapter: str | None = None
+    finished: tuple[int, ...] = ()  # sequences that ended before a move: they do not run again
+
+    @property
+    def num_live_sequences(self) -> int:
+        return self.sampling.n - len(self.finished)
 
 
 @message(11)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from protocol.errors import InvalidRequest
 
@@ -57,8 +58,10 @@ class SamplingParams:
 
     def _normalize(self) -> None:
         """Lists to tuples, a lone stop string to a tuple, a bias dict to pairs."""
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-        bias = self.logit_bias.items() if isinstance(self.logit_bias, dict) else self.logit_bias or ()
+        given_stop: Any = self.stop
+        given_bias: Any = self.logit_bias
+        stop = (given_stop,) if isinstance(given_stop, str) else tuple(given_stop or ())
+        bias = given_bias.items() if isinstance(given_bias, dict) else given_bias or ()
         for name, value in (
             ("stop", stop),
             ("logit_bias", tuple((int(token), float(value)) for token, value in bias)),

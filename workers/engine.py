@@ -1,0 +1,133 @@
+"""One replica's engine without sockets, threads or Ray: requests in, one `StepReport` per forward pass out.
+
+Driven by `step_loop.py` behind a server and directly by the offline `LLM`. Owns the scheduler and the runner; used
+by one thread at a time.
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from protocol.block_hash import BlockHasher, split_digests
+from protocol.events import KvEvent
+from protocol.messages import Load, SequenceOutput, Submit
+from workers.request import Request
+from workers.runner import Runner, RunnerFacts
+from workers.scheduler import Scheduler, SchedulerConfig
+from workers.speed_meter import SpeedMeter
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """What one step did. Outputs of a request come in the order of its tokens."""
+
+    step: int
+    outputs: tuple[SequenceOutput, ...]
+    events: tuple[KvEvent, ...]
+    load: Load
+
+
+class Engine:
+    """Errors of `submit` are the request's; an exception from `step` is the engine's end."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        config: SchedulerConfig,
+        hasher: BlockHasher,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._runner = runner
+        self._scheduler = Scheduler(config, runner.facts, hasher)
+        self._speed = SpeedMeter()
+        self._clock = clock
+        self._deadlines: list[tuple[float, str]] = []
+        self._live: dict[str, int] = {}  # request id -> sequences that have not finished
+        self._step = 0
+
+    @property
+    def facts(self) -> RunnerFacts:
+        return self._runner.facts
+
+    @property
+    def scheduler(self) -> Scheduler:
+        return self._scheduler
+
+    @property
+    def num_steps(self) -> int:
+        return self._step
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._live)
+
+    def submit(self, submit: Submit) -> None:
+        """Queue a request. Raises a TrunklineError when it can never run; then nothing was kept."""
+        request = Request.from_submit(submit)
+        self._scheduler.add(request)
+        self._live[submit.request_id] = submit.num_live_sequences
+        if submit.deadline_s is not None:
+            heapq.heappush(self._deadlines, (self._clock() + submit.deadline_s, submit.request_id))
+
+    def cancel(self, request_id: str) -> None:
+        """Free all that the request holds. One that has ended, or was never here, is no error."""
+        self._scheduler.abort(request_id)
+        self._live.pop(request_id, None)
+
+    def touch(self, digests: bytes) -> None:
+        self._scheduler.touch(split_digests(digests))
+
+    def step(self) -> StepReport:
+        """Run one forward pass, if any row can run, and report what came of it."""
+        outputs = self._expire()
+        plan = self._scheduler.schedule()
+        if plan is not None:
+            started_s = self._clock()
+            sampled = self._runner.execute(plan)
+            self._speed.observe(plan, self._clock() - started_s)
+            outputs += self._scheduler.complete(plan, sampled)
+            self._step += 1
+        self._retire(outputs)
+        return StepReport(self._step, tuple(outputs), self._scheduler.take_events(), self.load())
+
+    def load(self) -> Load:
+        return replace(
+            self._scheduler.load(),
+            prefill_s_per_token=self._speed.prefill_s_per_token,
+            decode_step_s=self._speed.decode_step_s,
+        )
+
+    def idle_report(self) -> StepReport:
+        """Events and load between steps: what a reset or a cancellation changed."""
+        return StepReport(self._step, (), self._scheduler.take_events(), self.load())
+
+    def reset_prefix_cache(self) -> int:
+        """Forget every cached block. Returns how many blocks are in use; above 0 nothing was done."""
+        return self._scheduler.reset_prefix_cache()
+
+    def snapshot(self) -> bytes:
+        """Every digest that can be hit now, joined."""
+        return self._scheduler.snapshot()
+
+    def close(self) -> None:
+        self._runner.close()
+
+    def _expire(self) -> list[SequenceOutput]:
+        """Abort the requests whose deadline has passed."""
+        outputs: list[SequenceOutput] = []
+        now_s = self._clock()
+        while self._deadlines and self._deadlines[0][0] <= now_s:
+            _, request_id = heapq.heappop(self._deadlines)
+            outputs += self._scheduler.abort(request_id)
+        return outputs
+
+    def _retire(self, outputs: list[SequenceOutput]) -> None:
+        for output in outputs:
+            if output.finish_reason is None:
+                continue
+            self._live[output.request_id] -= 1
+            if not self._live[output.request_id]:
+                del self._live[output.request_id]

@@ -1,0 +1,74 @@
+"""Which router owns which request, and who hears of each step. Lives on the step thread, beside the engine."""
+
+from __future__ import annotations
+
+from protocol.errors import TrunklineError
+from protocol.messages import Rejected, SequenceOutput, SnapshotChunk, StepFrame, Submit
+from workers.engine import Engine, StepReport
+from workers.router_connection import RouterConnection
+
+SNAPSHOT_CHUNK_BYTES = 256 * 1024
+
+
+class RequestLedger:
+    """Which router owns which request, and who listens. Lives on the step thread."""
+
+    def __init__(self) -> None:
+        self._owners: dict[str, RouterConnection] = {}
+        self._unfinished: dict[str, int] = {}
+        self._listeners: list[RouterConnection] = []
+
+    def attach(self, connection: RouterConnection, engine: Engine) -> None:
+        """Send what the cache holds now; from here on the connection hears every step."""
+        # Events from before the snapshot go to those who were here; the newcomer's snapshot contains them.
+        self.deliver(engine.idle_report())
+        self.send_snapshot(connection, engine)
+        if connection not in self._listeners:
+            self._listeners.append(connection)
+        connection.post(StepFrame(engine.num_steps, (), (), engine.load()))
+
+    def send_snapshot(self, connection: RouterConnection, engine: Engine) -> None:
+        step, digests = engine.num_steps, engine.snapshot()
+        starts = range(0, max(len(digests), 1), SNAPSHOT_CHUNK_BYTES)
+        for start in starts:
+            chunk = digests[start : start + SNAPSHOT_CHUNK_BYTES]
+            connection.post(SnapshotChunk(step, chunk, last=start == starts[-1]))
+
+    def detach(self, connection: RouterConnection, engine: Engine) -> None:
+        """The router is gone: so are its requests."""
+        if connection in self._listeners:
+            self._listeners.remove(connection)
+        for request_id in [each for each, owner in self._owners.items() if owner is connection]:
+            self.cancel(request_id, engine)
+
+    def submit(self, connection: RouterConnection, submit: Submit, engine: Engine) -> None:
+        try:
+            engine.submit(submit)
+        except TrunklineError as error:
+            connection.post(Rejected(submit.request_id, error.code, error.message, error.param))
+            return
+        self._owners[submit.request_id] = connection
+        self._unfinished[submit.request_id] = submit.num_live_sequences
+
+    def cancel(self, request_id: str, engine: Engine) -> None:
+        engine.cancel(request_id)
+        self._owners.pop(request_id, None)
+        self._unfinished.pop(request_id, None)
+
+    def deliver(self, report: StepReport) -> None:
+        """One frame per router: its own outputs, everybody's events, the load."""
+        outputs: dict[RouterConnection, list[SequenceOutput]] = {each: [] for each in self._listeners}
+        for output in report.outputs:
+            owner = self._owners.get(output.request_id)
+            if owner is not None:
+                outputs[owner].append(output)
+                self._count_down(output)
+        for connection, own in outputs.items():
+            connection.post(StepFrame(report.step, tuple(own), report.events, report.load))
+
+    def _count_down(self, output: SequenceOutput) -> None:
+        if output.finish_reason is None:
+            return
+        self._unfinished[output.request_id] -= 1
+        if not self._unfinished[output.request_id]:
+            del self._owners[output.request_id], self._unfinished[output.request_id]
