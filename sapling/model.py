@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+EMBEDDING_SCALE = 0.05
+
 
 @dataclass(frozen=True, slots=True)
 class Shape:
@@ -105,6 +107,13 @@ class Body(nn.Module):
         self.norm = RMSNorm(shape.hidden_size, shape.norm_eps)
 
 
+def initial_scale(name: str, inputs: int) -> float:
+    """A layer begins by adding nothing, and the rest at a scale that attention can learn from at once."""
+    if name.endswith("embed_tokens.weight"):
+        return EMBEDDING_SCALE
+    return 0.0 if name.endswith(("o_proj.weight", "down_proj.weight")) else inputs**-0.5
+
+
 class Sapling(nn.Module):
     """Token ids in, logits out; the output matrix is the embedding."""
 
@@ -114,9 +123,7 @@ class Sapling(nn.Module):
         self.cos, self.sin = rotary_tables(shape)
         for name, parameter in self.named_parameters():
             if parameter.ndim == 2:
-                writes_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
-                scale = (2 * shape.num_layers) ** -0.5 if writes_residual else 1.0
-                nn.init.normal_(parameter, std=0.02 * scale)
+                nn.init.normal_(parameter, std=initial_scale(name, parameter.shape[1]))
 
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.model.embed_tokens(tokens)

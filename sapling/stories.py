@@ -50,17 +50,48 @@ LESSONS = [
 ]
 
 
+HEROES = [
+    *(
+        "dragon",
+        "robot",
+        "princess",
+        "king",
+        "queen",
+        "wizard",
+        "pirate",
+        "knight",
+        "ghost",
+        "giant",
+        "mouse",
+    ),
+    *(
+        "rabbit",
+        "cloud",
+        "tree",
+        "train",
+        "computer",
+        "star",
+        "tiger",
+        "monkey",
+        "turtle",
+        "snowman",
+        "witch",
+    ),
+]
+
+
 class Cast:
     """Who and what one story is about; drawn once, so that every scene speaks of the same."""
 
-    def __init__(self, rng: Random) -> None:
-        if rng.random() < 0.4:
-            self.name = f"the {rng.choice(list(ANIMALS))}"
-            self.kind = self.name.removeprefix("the ")
+    def __init__(self, rng: Random, hero: str | None = None) -> None:
+        if hero or rng.random() < 0.5:
+            self.kind = hero or rng.choice([*ANIMALS, *HEROES])
+            self.name = f"the {self.kind}"
         else:
             self.name = rng.choice(FIRST_NAMES)
             self.kind = rng.choice(["girl", "boy", *JOBS])
-        self.helper = rng.choice(FIRST_NAMES if rng.random() < 0.6 else [f"the {name}" for name in ANIMALS])
+        helpers = FIRST_NAMES if rng.random() < 0.6 else [f"the {animal}" for animal in ANIMALS]
+        self.helper = rng.choice([helper for helper in helpers if helper != self.name])
         self.nature = rng.choice(ADJECTIVES)
         self.place = rng.choice(PLACES)
         self.thing = rng.choice(THINGS)
@@ -127,8 +158,8 @@ def ending(rng: Random, cast: Cast) -> str:
     return f"{found} {rng.choice(LESSONS)}"
 
 
-def story(rng: Random, num_scenes: int) -> str:
-    cast = Cast(rng)
+def story(rng: Random, num_scenes: int, hero: str | None = None) -> str:
+    cast = Cast(rng, hero)
     parts = [opening(rng, cast), trouble(rng, cast)]
     previous = ""
     for number in range(num_scenes):

@@ -1,18 +1,25 @@
 """Word lists for the writers of the corpus: people, jobs, things, adjectives, and how to bend them."""
 
-FIRST_NAMES = """
+from random import Random
+
+
+def words_of(text: str) -> list[str]:
+    return text.split()
+
+
+FIRST_NAMES = words_of("""
 John Jane Emily Michael Sarah David Laura Tom Anna Ben Clara Daniel Ella Frank Grace Henry Iris Jack Kate
 Leo Mia Noah Olivia Paul Rosa Sam Tina Victor Wendy Alice Bob Carol Peter Maria Lucas Emma James Sophie
 Oscar Ruth Simon Julia Max Nina Hugo Eva Martin Lily George Hannah Adam Zoe Robert Linda Kevin Susan Brian
 Karen Steven Nancy Jason Lisa Mark Amy Eric Helen Ryan Megan Chris Rachel Omar Fatima Ravi Priya Kenji Yuki
 Chen Mei Carlos Lucia Ahmed Leila Ivan Olga
-""".split()
+""")
 
-LAST_NAMES = """
+LAST_NAMES = words_of("""
 Smith Johnson Brown Davis Miller Wilson Moore Taylor Anderson Thomas White Harris Martin Clark Lewis Lee
 Walker Hall Allen Young King Wright Scott Green Baker Adams Hill Roberts Turner Evans Parker Cook Bell Ward
 Fisher Stone Wood Gray Hunter Doe Rossi Weber Silva Novak Tanaka Kumar Lopez Garcia Kim Patel Nguyen
-""".split()
+""")
 
 JOBS = [
     *("teacher", "doctor", "nurse", "engineer", "cook", "baker", "farmer", "driver", "writer", "painter"),
@@ -23,7 +30,7 @@ JOBS = [
 
 HOBBIES = [
     *("reading books", "playing chess", "cooking", "long walks", "swimming", "drawing", "old films"),
-    *("playing the piano", "growing tomatoes", "riding my bicycle", "singing", "fishing", "baking bread"),
+    *("playing the piano", "growing tomatoes", "riding a bicycle", "singing", "fishing", "baking bread"),
     *("football", "dancing", "looking at the stars", "learning languages", "hiking in the hills"),
 ]
 
@@ -34,7 +41,7 @@ PLACES = [
 
 ADJECTIVES = [
     *("small", "old", "brave", "quiet", "clever", "kind", "curious", "lonely", "cheerful", "gentle", "lazy"),
-    *("young", "patient", "shy", "proud", "honest", "busy", "tired", "friendly", "careful"),
+    *("young", "patient", "shy", "proud", "busy", "tired", "friendly", "careful"),
 ]
 
 THINGS = [
@@ -88,3 +95,14 @@ def listed(items: list[str]) -> str:
 def capitalized(text: str) -> str:
     """The first letter large, the rest as it was."""
     return text[:1].upper() + text[1:]
+
+
+def invented(rng: Random) -> str:
+    """A word that nobody knows, so that text is copied from the prompt and not only remembered."""
+    return "".join(rng.choice(SYLLABLES) for _ in range(rng.randint(2, 3)))
+
+
+SYLLABLES = [first + vowel for first in "bdfghklmnprstvwz" for vowel in "aeiou"] + [
+    *("an", "el", "ir", "or", "un", "ash", "ing", "ton", "man", "ter", "berg", "stan", "ley", "field", "er"),
+    *("ation", "ment", "ness", "able", "con", "pre", "pro", "com", "graph", "logy", "ware", "ship", "th"),
+]

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from protocol.block_hash import BlockHasher, split_digests
+from protocol.block_hash import BlockHasher
 from protocol.events import KvEvent
 from protocol.messages import Load, SequenceOutput, Submit
 from workers.request import Request
@@ -78,7 +78,7 @@ class Engine:
         self._live.pop(request_id, None)
 
     def touch(self, digests: bytes) -> None:
-        self._scheduler.touch(split_digests(digests))
+        self._scheduler.touch(digests)
 
     def step(self) -> StepReport:
         """Run one forward pass, if any row can run, and report what came of it."""

@@ -48,6 +48,11 @@ class ReplicaServer:
         self._server: asyncio.Server | None = None
         self.port = 0
 
+    @property
+    def connections(self) -> frozenset[asyncio.StreamWriter]:
+        """Of the routers that are connected now."""
+        return frozenset(self._writers)
+
     async def __aenter__(self) -> ReplicaServer:
         self._loop = asyncio.get_running_loop()
         self._server = await asyncio.start_server(self._serve, self._host, 0)

@@ -16,6 +16,8 @@ class WorkerConfig:
     engine: EngineConfig
     secrets: DeploymentSecrets = field(repr=False)
     num_threads: int = 1  # of OpenMP; the actor's environment must say the same
+    host: str | None = None  # address to bind; None: the node's
+    start_timeout_s: float = 600.0  # for the ranks to find each other
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,75 @@
+"""A running deployment as its driver sees it: start it, follow it, stop it. Holds nothing that must outlive the driver."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError
+
+from controller.actor import ControllerActor
+from controller.actor_calls import answer
+from controller.config import DeploymentConfig
+from controller.launcher import Actors
+from controller.names import CONTROLLER, NAMESPACE
+from controller.state import RayStore
+from controller.status import DeploymentStatus, Phase
+from protocol.deployment_secrets import DeploymentSecrets
+from protocol.errors import InvalidRequest
+
+
+class Deployment:
+    """Made by `launch` or `find`, on a Ray that is connected."""
+
+    def __init__(self, controller: Any) -> None:
+        self._controller = controller
+
+    @classmethod
+    def launch(cls, config: DeploymentConfig, actors: Actors | None = None) -> Deployment:
+        """Start a controller; it does the rest. Raises InvalidRequest when there is one already."""
+        if cls.find() is not None:
+            raise InvalidRequest(
+                "a deployment is already running on this Ray: `trunkline stop` ends it, `trunkline status` shows it"
+            )
+        RayStore().remove_now()  # of a deployment whose controller somebody killed for good
+        options = ray.remote(ControllerActor).options(
+            name=CONTROLLER,
+            namespace=NAMESPACE,
+            lifetime="detached",
+            max_restarts=-1,
+            max_task_retries=0,
+            num_cpus=0,
+        )
+        return cls(options.remote(config, DeploymentSecrets.generate(), actors or Actors()))
+
+    @classmethod
+    def find(cls) -> Deployment | None:
+        try:
+            return cls(ray.get_actor(CONTROLLER, NAMESPACE))
+        except ValueError:
+            return None
+
+    async def statuses(self) -> AsyncIterator[DeploymentStatus]:
+        """Every change from now on, until nothing runs any more. A controller that is away is waited for."""
+        version: int | None = None
+        while True:
+            try:
+                version, status = await answer(self._controller.status.remote(version))
+            except RayActorError:
+                if self.find() is None:
+                    return
+                version = None
+                continue
+            yield status
+            if status.phase is Phase.STOPPED:
+                return
+
+    async def stop(self, grace_s: float) -> None:
+        """Returns when all is gone. The call is enough: the controller goes on when its caller dies."""
+        while (found := self.find()) is not None:
+            try:
+                await answer(found._controller.stop.remote(grace_s))
+                return
+            except RayActorError:
+                continue  # it died meanwhile; its successor knows that it is to stop

@@ -1,0 +1,65 @@
+"""Where a replica's workers go: one placement group a replica, one bundle a rank (bundle index = rank).
+
+Groups are named and detached: otherwise Ray would remove them, and their workers, with the controller that made them.
+A group that does not fit stays pending, which is what Ray's autoscaler takes as demand for nodes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from ray.util import get_placement_group, placement_group, placement_group_table, remove_placement_group
+from ray.util.placement_group import PlacementGroup
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from controller.config import WorkerResources
+from controller.names import group_name
+
+
+def reserve(replica_id: str, incarnation: int, size: int, worker: WorkerResources) -> PlacementGroup:
+    """Ask for a group; actors put into it wait until Ray has placed it."""
+    labels = [worker.label_selector] * size if worker.label_selector else None
+    return placement_group(
+        [worker.bundle] * size,
+        strategy=worker.placement,
+        name=group_name(replica_id, incarnation),
+        lifetime="detached",
+        bundle_label_selector=labels,
+    )
+
+
+def find_group(replica_id: str, incarnation: int) -> PlacementGroup | None:
+    try:
+        return get_placement_group(group_name(replica_id, incarnation))
+    except ValueError:
+        return None
+
+
+def at_rank(group: PlacementGroup, rank: int) -> PlacementGroupSchedulingStrategy:
+    return PlacementGroupSchedulingStrategy(
+        group, placement_group_bundle_index=rank, placement_group_capture_child_tasks=False
+    )
+
+
+def waits_for(group: PlacementGroup) -> str:
+    """A sentence while Ray has not placed the group, else nothing."""
+    table = placement_group_table(group)
+    if table.get("state") == "CREATED":
+        return ""
+    bundle = ", ".join(f"{amount:g} {name}" for name, amount in table["bundles"][0].items())
+    return f"waits for a place: {len(table['bundles'])} × ({bundle}), {table['strategy']}"
+
+
+async def release(group: PlacementGroup) -> None:
+    """Give the group back. Ray kills what still runs in it."""
+    with contextlib.suppress(ValueError):
+        await asyncio.to_thread(remove_placement_group, group)
+
+
+def stray_groups(prefix: str, keep: set[str]) -> list[PlacementGroup]:
+    """Groups of this deployment's names that nobody keeps."""
+    tables = placement_group_table().values()
+    names = {table["name"] for table in tables if table["state"] != "REMOVED"}
+    strays = sorted(name for name in names - keep if name.startswith(prefix))
+    return [get_placement_group(name) for name in strays]

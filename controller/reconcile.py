@@ -1,0 +1,95 @@
+"""Wanted against actual: which units to start, to drain or to forget, and when to look again. Pure.
+
+A unit is a replica or a router. The rules, in order:
+    1. while stopping nothing is wanted: routers are drained first, replicas once no router is alive;
+    2. a unit that is wanted and not alive is started, unless its last failure cannot be cured by trying again,
+       or its pause after failing is not over;
+    3. a unit that is alive and no longer wanted is drained;
+    4. a unit that is neither is forgotten.
+Called by `controller.py` after every change, with all it knows; it remembers nothing itself.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+FIRST_PAUSE_S = 1.0
+LONGEST_PAUSE_S = 60.0
+STEADY_S = 60.0  # a unit that was ready for so long has not crashed in a row
+
+
+class Verb(enum.Enum):
+    START = "start"
+    DRAIN = "drain"
+    FORGET = "forget"
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    verb: Verb
+    unit: str
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """A unit as it is. Alive from its start until its processes are gone."""
+
+    unit: str
+    alive: bool
+    is_router: bool = False
+    draining: bool = False
+    failures: int = 0  # in a row
+    failed_at_s: float = 0.0  # on the controller's monotonic clock; counts when failures > 0
+    hopeless: bool = False  # trying again cannot help
+
+    @property
+    def restart_at_s(self) -> float:
+        return self.failed_at_s + pause_s(self.failures)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    actions: tuple[Action, ...]
+    look_again_at_s: float | None  # None: only a change calls for another look
+
+
+def pause_s(failures: int) -> float:
+    """Before the next start: none after the first failure in a row, then 1, 2, 4 … 60 seconds."""
+    return 0.0 if failures <= 1 else min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(failures - 2, 16))
+
+
+def failures_in_a_row(before: int, ready_for_s: float | None) -> int:
+    """The count after one more failure; None: it never became ready."""
+    return 1 if ready_for_s is not None and ready_for_s >= STEADY_S else before + 1
+
+
+def reconcile(wanted: Sequence[str], observed: Sequence[Observed], now_s: float, stopping: bool) -> Plan:
+    actual = {each.unit: each for each in observed}
+    keep = () if stopping else tuple(wanted)
+    pausing = {unit for unit in keep if unit in actual and _pauses(actual[unit], now_s)}
+    starts = [unit for unit in keep if unit not in pausing and _may_start(actual.get(unit))]
+    unwanted = [each for each in observed if each.unit not in keep]
+    drains = [each.unit for each in unwanted if each.alive and not each.draining and _may_drain(each, unwanted)]
+    actions = (
+        *(Action(Verb.START, unit) for unit in starts),
+        *(Action(Verb.DRAIN, unit) for unit in drains),
+        *(Action(Verb.FORGET, each.unit) for each in unwanted if not each.alive),
+    )
+    return Plan(actions, min((actual[unit].restart_at_s for unit in pausing), default=None))
+
+
+def _may_start(unit: Observed | None) -> bool:
+    return unit is None or not (unit.alive or unit.hopeless)
+
+
+def _pauses(unit: Observed, now_s: float) -> bool:
+    """It has failed, and its next start is still to come."""
+    resting = not unit.alive and not unit.hopeless and unit.failures > 0
+    return resting and now_s < unit.restart_at_s
+
+
+def _may_drain(unit: Observed, unwanted: Sequence[Observed]) -> bool:
+    """A replica goes only when no router is on its way out: that one's requests still run on it."""
+    return unit.is_router or not any(each.is_router and each.alive for each in unwanted)

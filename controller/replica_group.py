@@ -1,0 +1,186 @@
+"""One incarnation of a replica on Ray: a placement group and one worker actor a rank, which live and die together.
+
+A lone rank cannot come back (its peers hold a process group and KV that it lacks), so the death of any ends all.
+Implements `Launched` for `controller.py`; which class the actors are is the launcher's choice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayError
+from ray.util.placement_group import PlacementGroup
+
+from controller.actor_calls import ADOPT_TIMEOUT_S, MAX_CONCURRENCY, answer
+from controller.config import DeploymentConfig
+from controller.deaths import explain, process_died, start_failed
+from controller.log import log
+from controller.names import NAMESPACE, ActorName
+from controller.placement import at_rank, find_group, release, reserve, waits_for
+from controller.processes import end_everywhere
+from controller.unit import StartFailed, Tell, UnitFacts
+from protocol.deployment_secrets import DeploymentSecrets
+from protocol.membership import WorkerInfo
+from workers.threads import openmp_environment
+from workers.worker_config import WorkerConfig
+
+UNPLACED_AFTER_S = 2.0  # a worker that has not answered by then may be waiting for resources: say so
+SETTLE_S = 0.5  # after the first rank has failed: how long another may take to show the cause
+
+
+class ReplicaGroup:
+    def __init__(
+        self,
+        replica_id: str,
+        incarnation: int,
+        config: DeploymentConfig,
+        secrets: DeploymentSecrets,
+        worker_class: type,
+    ) -> None:
+        self._replica_id = replica_id
+        self._incarnation = incarnation
+        self._config = config
+        self._secrets = secrets
+        self._class = worker_class
+        self._group: PlacementGroup | None = None
+        self._workers: list[ActorHandle[Any]] = []
+        self._infos: tuple[WorkerInfo, ...] = ()
+
+    async def start(self, tell: Tell) -> UnitFacts:
+        began = time.monotonic()
+        await asyncio.to_thread(self._create)
+        self._infos = await self._placed(tell)
+        placed = time.monotonic()
+        tell("loads weights")
+        try:
+            async with asyncio.timeout(self._config.start_timeout_s):
+                host, port = await self._start_ranks()
+        except TimeoutError:
+            limit = self._config.start_timeout_s
+            raise StartFailed(f"{self._replica_id} was not ready within {limit:g} s (start_timeout_s)") from None
+        taken = f"processes {placed - began:.1f} s, weights and warm-up {time.monotonic() - placed:.1f} s"
+        log.info("%s.%d is ready: %s", self._replica_id, self._incarnation, taken)
+        return UnitFacts(host, port, self._infos)
+
+    async def adopt(self, facts: UnitFacts) -> bool:
+        """Take over what a former controller started; False when it is no longer whole."""
+        names = [str(self._name(rank)) for rank in range(len(facts.workers))]
+        try:
+            self._workers = [await asyncio.to_thread(ray.get_actor, name, NAMESPACE) for name in names]
+            self._group = await asyncio.to_thread(find_group, self._replica_id, self._incarnation)
+            self._infos = facts.workers
+            async with asyncio.timeout(ADOPT_TIMEOUT_S):
+                found = await asyncio.gather(*(answer(worker.info.remote()) for worker in self._workers))
+        except (ValueError, TimeoutError, RayError):
+            return False
+        return tuple(found) == facts.workers
+
+    async def watch(self) -> str:
+        sentinels = {
+            asyncio.create_task(self._sentinel(worker)): rank for rank, worker in enumerate(self._workers)
+        }
+        try:
+            done, pending = await asyncio.wait(sentinels, return_when=asyncio.FIRST_COMPLETED)
+            if pending and not any(process_died(task.result()) for task in done):
+                late, _ = await asyncio.wait(pending, timeout=SETTLE_S)
+                done |= late  # a rank that ended well, or lost its peer, is not the cause
+            ended = {sentinels[task]: task.result() for task in sentinels if task in done}
+            return self._cause(ended)
+        finally:
+            for task in sentinels:
+                task.cancel()
+
+    async def drain(self, grace_s: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace_s + 2.0):
+                stops = [answer(worker.stop.remote(grace_s)) for worker in self._workers]
+                await asyncio.gather(*stops, return_exceptions=True)
+
+    async def kill(self) -> None:
+        for worker in self._workers:
+            await asyncio.to_thread(ray.kill, worker)
+        if self._group is not None:
+            await release(self._group)
+        survivors = await end_everywhere(self._infos)
+        if survivors:
+            log.error("%s.%d: processes %s could not be ended", self._replica_id, self._incarnation, survivors)
+
+    def _name(self, rank: int) -> ActorName:
+        return ActorName(self._replica_id, self._incarnation, rank)
+
+    def _create(self) -> None:
+        worker, size = self._config.worker, self._config.tensor_parallel_size
+        self._group = reserve(self._replica_id, self._incarnation, size, worker)
+        environment = {**openmp_environment(worker.num_threads), **worker.env}
+        actor_class = ray.remote(self._class)
+        for rank in range(size):
+            options = actor_class.options(
+                name=str(self._name(rank)),
+                namespace=NAMESPACE,
+                lifetime="detached",
+                max_restarts=0,
+                max_concurrency=MAX_CONCURRENCY,
+                num_cpus=worker.num_cpus,
+                num_gpus=worker.num_gpus,
+                resources=worker.resources or None,
+                scheduling_strategy=at_rank(self._group, rank),
+                runtime_env={"env_vars": environment},
+            )
+            self._workers.append(options.remote(self._worker_config(rank)))
+
+    def _worker_config(self, rank: int) -> WorkerConfig:
+        return WorkerConfig(
+            self._replica_id,
+            self._incarnation,
+            rank,
+            self._config.engine(),
+            self._secrets,
+            num_threads=self._config.worker.num_threads,
+            start_timeout_s=self._config.start_timeout_s,
+        )
+
+    async def _placed(self, tell: Tell) -> tuple[WorkerInfo, ...]:
+        """Every rank's process, once all have one. There is no time limit: nodes may still have to come."""
+        assert self._group is not None, "workers without a placement group"
+        tell("starts its workers")
+        infos = asyncio.gather(*(self._ask(rank, "info") for rank in range(len(self._workers))))
+        try:
+            done, _ = await asyncio.wait([infos], timeout=UNPLACED_AFTER_S)
+            if not done:
+                tell(await asyncio.to_thread(waits_for, self._group) or "starts its workers")
+            return tuple(await infos)
+        finally:
+            infos.cancel()
+
+    async def _start_ranks(self) -> tuple[str, int]:
+        """Every rank at once: they wait for each other inside."""
+        rendezvous = await self._ask(0, "rendezvous") if len(self._workers) > 1 else None
+        starts = [self._ask(rank, "start", rendezvous) for rank in range(len(self._workers))]
+        address, *_ = await asyncio.gather(*starts)
+        assert address is not None, "rank 0 has no address"
+        return address.host, address.port
+
+    async def _ask(self, rank: int, method: str, *arguments: object) -> Any:
+        try:
+            return await answer(getattr(self._workers[rank], method).remote(*arguments))
+        except RayError as error:
+            raise start_failed(f"rank {rank} of {self._replica_id}", error) from None
+
+    @staticmethod
+    async def _sentinel(worker: ActorHandle[Any]) -> RayError | None:
+        try:
+            await answer(worker.run.remote())
+        except RayError as error:
+            return error
+        return None
+
+    def _cause(self, ended: dict[int, RayError | None]) -> str:
+        """A process that died outweighs a traceback, that a rank which merely ended; then the lower rank."""
+        rank = min(ended, key=lambda rank: (not process_died(ended[rank]), ended[rank] is None, rank))
+        return explain(f"rank {rank} of {self._replica_id}", ended[rank])

@@ -1,0 +1,89 @@
+"""The controller's memory outside its process: wanted state, secrets, and what it has launched.
+
+Kept in the key-value store of Ray's head, in this deployment's namespace, so that a controller restarted on any node
+adopts what runs, and with the same secrets: no cache is blinded. Written before a launch, removed when all is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Protocol
+
+from ray.experimental import internal_kv
+
+from controller.config import DeploymentConfig
+from controller.names import NAMESPACE
+from controller.unit import UnitFacts, UnitRecord
+from protocol.deployment_secrets import DeploymentSecrets
+from protocol.membership import WorkerInfo
+
+_KEY = b"deployment"
+
+
+@dataclass(frozen=True, slots=True)
+class DeploymentState:
+    config: DeploymentConfig
+    secrets: DeploymentSecrets = field(repr=False)
+    units: tuple[UnitRecord, ...] = ()
+    stop_grace_s: float | None = None  # None: it is to run
+
+    def to_json(self) -> bytes:
+        keys = {each.name: getattr(self.secrets, each.name) for each in fields(self.secrets)}
+        record = {
+            "config": self.config.model_dump(mode="json"),
+            "secrets": {name: base64.b64encode(value).decode() for name, value in keys.items()},
+            "units": [asdict(unit) for unit in self.units],
+            "stop_grace_s": self.stop_grace_s,
+        }
+        return json.dumps(record).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> DeploymentState:
+        record = json.loads(data)
+        keys = {name: base64.b64decode(value) for name, value in record["secrets"].items()}
+        return cls(
+            DeploymentConfig.model_validate(record["config"]),
+            DeploymentSecrets(**keys),
+            tuple(_unit(each) for each in record["units"]),
+            record["stop_grace_s"],
+        )
+
+
+def _unit(record: dict[str, Any]) -> UnitRecord:
+    facts = record["facts"]
+    if facts is not None:
+        workers = tuple(WorkerInfo(**worker) for worker in facts["workers"])
+        facts = UnitFacts(facts["host"], facts["port"], workers)
+    return UnitRecord(record["unit"], record["incarnation"], facts)
+
+
+class Store(Protocol):
+    """Where the one `DeploymentState` is kept."""
+
+    async def load(self) -> DeploymentState | None: ...
+
+    async def save(self, state: DeploymentState) -> None: ...
+
+    async def remove(self) -> None: ...
+
+
+class RayStore:
+    """Blocking calls of a millisecond, made off the event loop."""
+
+    async def load(self) -> DeploymentState | None:
+        data = await asyncio.to_thread(internal_kv._internal_kv_get, _KEY, namespace=NAMESPACE.encode())
+        return None if data is None else DeploymentState.from_json(data)
+
+    async def save(self, state: DeploymentState) -> None:
+        await asyncio.to_thread(
+            internal_kv._internal_kv_put, _KEY, state.to_json(), overwrite=True, namespace=NAMESPACE.encode()
+        )
+
+    async def remove(self) -> None:
+        await asyncio.to_thread(self.remove_now)
+
+    def remove_now(self) -> None:
+        internal_kv._internal_kv_del(_KEY, namespace=NAMESPACE.encode())

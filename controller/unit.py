@@ -1,0 +1,120 @@
+"""What the controller keeps alive: a unit is one replica or one router, through all its incarnations.
+
+`Launched` is the seam to Ray: `replica_group.py` and `router_process.py` implement it, a test's fake is a few lines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from controller.reconcile import Observed
+from protocol.errors import TrunklineError
+from protocol.membership import ReplicaInfo, ReplicaState, WorkerInfo
+
+
+class StartFailed(TrunklineError):
+    """An incarnation did not come up. `hopeless`: nor will the next one, until somebody changes the wanted state."""
+
+    code = "start_failed"
+
+    def __init__(self, message: str, *, hopeless: bool = False) -> None:
+        super().__init__(message)
+        self.hopeless = hopeless
+
+
+@dataclass(frozen=True, slots=True)
+class UnitFacts:
+    """Where a unit is reached and which processes it is."""
+
+    host: str
+    port: int
+    workers: tuple[WorkerInfo, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class UnitRecord:
+    """What a restarted controller needs of a unit. No facts: it was not ready, and is started anew."""
+
+    unit: str
+    incarnation: int
+    facts: UnitFacts | None = None
+
+
+Tell = Callable[[str], None]  # what a start is waiting for
+
+
+class Launched(Protocol):
+    """One incarnation of a unit: actors, processes and the resources that they hold."""
+
+    async def start(self, tell: Tell) -> UnitFacts:
+        """Bring it up; ready when this returns. Raises StartFailed."""
+        ...
+
+    async def watch(self) -> str:
+        """Wait until the first of its processes dies; returns why."""
+        ...
+
+    async def drain(self, grace_s: float) -> None:
+        """Take nothing new, return when nothing runs or the time is over."""
+        ...
+
+    async def kill(self) -> None:
+        """After this its processes are gone and its resources free, whatever state it was in."""
+        ...
+
+
+class Launcher(Protocol):
+    """Makes incarnations, and finds those that a former controller made."""
+
+    def launch(self, unit: str, incarnation: int) -> Launched: ...
+
+    async def adopt(self, unit: str, incarnation: int, facts: UnitFacts) -> Launched | None:
+        """None: it is no longer whole."""
+        ...
+
+    async def sweep(self, keep: Sequence[UnitRecord]) -> None:
+        """End whatever bears this deployment's names and is none of these."""
+        ...
+
+
+@dataclass(slots=True)
+class Unit:
+    """One unit's present. Changed by its own task in `controller.py`, read by everybody there."""
+
+    name: str
+    is_router: bool
+    incarnation: int = 0
+    state: ReplicaState = ReplicaState.STARTING
+    facts: UnitFacts | None = None
+    detail: str = ""
+    failures: int = 0
+    failed_at_s: float = 0.0
+    ready_at_s: float | None = None
+    hopeless: bool = False
+    launched: Launched | None = None
+    work: asyncio.Task[None] | None = field(default=None, repr=False)  # from start to death
+    task: asyncio.Task[None] | None = field(default=None, repr=False)  # to the end of its processes
+
+    @property
+    def alive(self) -> bool:
+        return self.task is not None and not self.task.done()
+
+    def observed(self) -> Observed:
+        draining = self.state is ReplicaState.DRAINING
+        return Observed(
+            self.name, self.alive, self.is_router, draining, self.failures, self.failed_at_s, self.hopeless
+        )
+
+    def info(self) -> ReplicaInfo:
+        facts = self.facts
+        if facts is None:
+            return ReplicaInfo(self.name, self.state, self.incarnation, detail=self.detail)
+        return ReplicaInfo(
+            self.name, self.state, self.incarnation, facts.host, facts.port, facts.workers, self.detail
+        )
+
+    def record(self) -> UnitRecord:
+        return UnitRecord(self.name, self.incarnation, self.facts)

@@ -1,0 +1,16 @@
+"""kv[:, destination] = kv[:, source] for whole blocks: copy on write.
+
+All reads come before all writes, so a destination may be another pair's source.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def copy_blocks(
+    kv: Tensor,  # [2, num_blocks, ...], written
+    sources: Tensor,  # [pairs] int64
+    destinations: Tensor,  # [pairs] int64
+) -> None:
+    kv.index_copy_(1, destinations, kv.index_select(1, sources))

@@ -1,0 +1,201 @@
+"""Attention of each row's newest tokens over all its keys and values, read through its block table.
+
+    out[t] = softmax(q[t] · K[0 … position of t]ᵀ / sqrt(head_dim)) V        per head; heads share K and V in groups
+
+`attend_naively` is the meaning. `TorchPagedAttention` computes it on a CPU: what depends on the step alone (groups,
+masks, block ids) is planned once, then `run` is called for every layer. Rows that decode come first, shortest first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_MAX_PADDING = 1.5  # a group's padded blocks to its real ones: beyond, the next row opens a new group
+_MAX_GROUP_BLOCKS = 1024  # gathered at once, so that what is gathered is still in the cache when it is read
+_TILE = 256  # queries of a chunk behind a cached prefix that share one slice of the mask
+
+
+@dataclass(frozen=True, slots=True)
+class QueryRow:
+    """One row's share of the step: queries at positions `start` to `start + num_queries`."""
+
+    row: int  # of the block tables
+    start: int
+    num_queries: int
+
+    @property
+    def num_keys(self) -> int:
+        return self.start + self.num_queries
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Queries `begin` to `end` of the step that are computed by one call: rows that decode, or one chunk."""
+
+    begin: int
+    end: int
+    start: int | None  # position of a chunk's first query; None: every row has one query, behind all its keys
+    num_rows: int
+    num_keys: int  # of the longest row
+    first_block: int | None  # its blocks lie side by side from here on: no gather
+    block_ids: Tensor  # [num_rows · blocks of the longest row] int64
+    mask: Tensor | None  # [num_rows, 1, 1, num_keys]; None where all rows are equally long
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionPlan:
+    groups: tuple[_Group, ...]
+
+
+class TorchPagedAttention:
+    """Owns scratch memory for gathered blocks and the causal mask. One per runner; not for two threads."""
+
+    def __init__(self, dtype: torch.dtype, block_size: int) -> None:
+        self._dtype = dtype
+        self._block_size = block_size
+        self._scratch = torch.empty(0, dtype=dtype)
+        self._mask = torch.empty(_TILE, 0, dtype=dtype)
+
+    def plan(self, rows: Sequence[QueryRow], block_tables: Tensor) -> AttentionPlan:  # [rows, blocks] int64
+        groups: list[_Group] = []
+        begin = index = 0
+        while index < len(rows):
+            count = 1 if rows[index].num_queries > 1 else self._num_grouped(rows, index)
+            group = self._group(rows[index : index + count], begin, block_tables)
+            groups.append(group)
+            begin, index = group.end, index + count
+        return AttentionPlan(tuple(groups))
+
+    def run(
+        self,
+        q: Tensor,  # [tokens, q_heads, head_dim]
+        kv: Tensor,  # [2, num_blocks, block_size, kv_heads, head_dim]
+        plan: AttentionPlan,
+    ) -> Tensor:  # [tokens, q_heads · head_dim]
+        parts = [self._attend(q[group.begin : group.end], kv, group) for group in plan.groups]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _num_grouped(self, rows: Sequence[QueryRow], index: int) -> int:
+        """How many rows from `index` on are read together: they are sorted, so the last is the longest."""
+        real, count = 0, 0
+        for row in rows[index:]:
+            blocks = self._num_blocks(row)
+            real += blocks
+            padded = blocks * (count + 1)
+            if count and (row.num_queries > 1 or padded > min(real * _MAX_PADDING, _MAX_GROUP_BLOCKS)):
+                break
+            count += 1
+        return count
+
+    def _num_blocks(self, row: QueryRow) -> int:
+        return -(-row.num_keys // self._block_size)
+
+    def _group(self, rows: Sequence[QueryRow], begin: int, block_tables: Tensor) -> _Group:
+        longest = rows[-1]
+        num_blocks = self._num_blocks(longest)
+        if len(rows) == 1:
+            block_ids = block_tables[longest.row, :num_blocks]
+        else:
+            block_ids = block_tables[[row.row for row in rows], :num_blocks].flatten()
+        return _Group(
+            begin=begin,
+            end=begin + sum(row.num_queries for row in rows),
+            start=longest.start if longest.num_queries > 1 else None,
+            num_rows=len(rows),
+            num_keys=longest.num_keys,
+            first_block=_first_of_consecutive(block_ids) if len(rows) == 1 else None,
+            block_ids=block_ids,
+            mask=self._length_mask([row.num_keys for row in rows]),
+        )
+
+    def _length_mask(self, lengths: list[int]) -> Tensor | None:
+        if lengths[0] == lengths[-1]:  # sorted: all are equal
+            return None
+        beyond = torch.arange(lengths[-1]) >= torch.tensor(lengths)[:, None]
+        mask = torch.zeros(beyond.shape, dtype=self._dtype).masked_fill_(beyond, -torch.inf)
+        return mask[:, None, None]
+
+    def _attend(self, q: Tensor, kv: Tensor, group: _Group) -> Tensor:
+        k, v = self._read(kv, group).unbind()  # [num_rows, kv_heads, num_keys, head_dim]
+        if group.start is not None:
+            return self._attend_chunk(q, k, v, group.start)
+        # The queries that share a KV head stand as its query rows: one small product instead of many.
+        packed = q.unflatten(1, (k.shape[1], -1))
+        out = F.scaled_dot_product_attention(packed, k, v, attn_mask=group.mask)
+        return out.reshape(q.shape[0], -1)
+
+    def _read(self, kv: Tensor, group: _Group) -> Tensor:
+        """Keys and values as [2, num_rows, kv_heads, num_keys, head_dim]: a view of the pool, or of the scratch."""
+        if group.first_block is not None:
+            blocks = kv[:, group.first_block : group.first_block + len(group.block_ids)]
+        else:
+            blocks = self._gather(kv, group.block_ids)
+        tokens = blocks.view(2, group.num_rows, -1, *kv.shape[3:])
+        return tokens[:, :, : group.num_keys].transpose(2, 3)
+
+    def _gather(self, kv: Tensor, block_ids: Tensor) -> Tensor:
+        """Whole blocks: copying token by token is several times slower."""
+        shape = (2, len(block_ids), *kv.shape[2:])
+        num_elements = 2 * len(block_ids) * kv[0, 0].numel()
+        if self._scratch.numel() < num_elements:
+            self._scratch = torch.empty(1 << (num_elements - 1).bit_length(), dtype=self._dtype)
+        return torch.index_select(kv, 1, block_ids, out=self._scratch[:num_elements].view(shape))
+
+    def _attend_chunk(self, q: Tensor, k: Tensor, v: Tensor, start: int) -> Tensor:
+        queries = q.transpose(0, 1)[None]  # [1, q_heads, tokens, head_dim]
+        if start == 0:
+            out = F.scaled_dot_product_attention(queries, k, v, is_causal=True, enable_gqa=True)
+            return out.transpose(1, 2).reshape(q.shape[0], -1)
+        tiles = [
+            F.scaled_dot_product_attention(
+                tile,
+                k[:, :, : start + offset + tile.shape[2]],
+                v[:, :, : start + offset + tile.shape[2]],
+                attn_mask=self._causal_mask(start + offset, tile.shape[2]),
+                enable_gqa=True,
+            )
+            for offset, tile in zip(range(0, q.shape[0], _TILE), queries.split(_TILE, 2), strict=True)
+        ]
+        out = tiles[0] if len(tiles) == 1 else torch.cat(tiles, 2)
+        return out.transpose(1, 2).reshape(q.shape[0], -1)
+
+    def _causal_mask(self, start: int, num_queries: int) -> Tensor:
+        """Query i sees keys 0 to start + i. One triangle serves every chunk: a larger start is a slice further left."""
+        origin = self._mask.shape[1] - _TILE
+        if origin < start:
+            origin = 1 << start.bit_length()
+            full = torch.full((_TILE, origin + _TILE), -torch.inf, dtype=self._dtype)
+            self._mask = full.triu_(origin + 1)
+        return self._mask[:num_queries, origin - start : origin + num_queries]
+
+
+def _first_of_consecutive(block_ids: Tensor) -> int | None:
+    first, last = int(block_ids[0]), int(block_ids[-1])
+    if last - first != len(block_ids) - 1:  # the usual answer, without looking at all of them
+        return None
+    return first if bool((block_ids.diff() == 1).all()) else None
+
+
+def attend_naively(
+    q: Tensor,  # [tokens, q_heads, head_dim]
+    kv: Tensor,  # [2, num_blocks, block_size, kv_heads, head_dim]
+    rows: Sequence[QueryRow],
+    block_tables: Tensor,  # [rows, blocks] int64
+) -> Tensor:  # [tokens, q_heads · head_dim] fp32
+    """The meaning, token by token."""
+    k_pool, v_pool = kv.float().flatten(1, 2).unbind()
+    block_size, kv_heads = kv.shape[2:4]
+    out: list[Tensor] = []
+    for row in rows:
+        for position in range(row.start, row.num_keys):
+            seen = torch.arange(position + 1)
+            slots = block_tables[row.row, seen // block_size] * block_size + seen % block_size
+            query = q[len(out)].float().unflatten(0, (kv_heads, -1))  # [kv_heads, group, head_dim]
+            scores = torch.einsum("hgd,thd->hgt", query, k_pool[slots]) * q.shape[-1] ** -0.5
+            out.append(torch.einsum("hgt,thd->hgd", scores.softmax(-1), v_pool[slots]).flatten())
+    return torch.stack(out)

@@ -1,0 +1,26 @@
+"""Rotate queries and keys in place, then store keys and values in their slots of the pool.
+
+    rotated = x · cos + roll(x, head_dim / 2) · sin        sin carries the minus of its first half
+
+A slot is block · block_size + offset. One call per layer, over the packed projection [q | k | v].
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def rope_kv_write(
+    qkv: Tensor,  # [tokens, q_heads + 2 · kv_heads, head_dim], q and k are rotated in place
+    cos: Tensor,  # [tokens, 1, head_dim]
+    sin: Tensor,  # [tokens, 1, head_dim]
+    kv: Tensor,  # [2, num_blocks, block_size, kv_heads, head_dim], written
+    slots: Tensor,  # [tokens] int64
+) -> None:
+    kv_heads, head_dim = kv.shape[3:]
+    num_rotated = qkv.shape[1] - kv_heads
+    rotated = qkv[:, :num_rotated]
+    rolled = rotated.roll(head_dim // 2, -1)
+    rotated.mul_(cos).addcmul_(rolled, sin)
+    new = qkv[:, num_rotated - kv_heads :].unflatten(1, (2, kv_heads))  # [tokens, 2, kv_heads, head_dim]
+    kv.flatten(1, 2).index_copy_(1, slots, new.transpose(0, 1))

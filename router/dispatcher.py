@@ -1,0 +1,275 @@
+"""Decides where each request runs and keeps it running: places it, moves it off a lost replica, ends it.
+
+Between `router.py` (which knows the replicas) and `policy.py` (which knows none of this). Nothing here waits: a
+request for which no replica is ready is parked, and whatever makes one ready places it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Mapping, Sequence
+
+from protocol.errors import (
+    DeadlineExceeded,
+    Draining,
+    NoReplica,
+    Overloaded,
+    ReplicaLost,
+    TrunklineError,
+    error_from_code,
+)
+from protocol.messages import Rejected, SequenceOutput
+from router.deployment import Deployment
+from router.generation import Generation, Placement
+from router.policy import choose
+from router.prefix_index import IndexState, PrefixIndex
+from router.replica_view import ReplicaView
+from router.routed_request import RoutedRequest
+from router.router_config import RouterConfig
+from router.router_status import RouterCounters
+
+log = logging.getLogger(__name__)
+
+
+class Dispatcher:
+    """A `ViewOwner`. `views` is the router's own mapping, read at every decision."""
+
+    def __init__(
+        self,
+        config: RouterConfig,
+        deployment: Deployment,
+        index: PrefixIndex,
+        views: Mapping[str, ReplicaView],
+        counters: RouterCounters,
+        rng: random.Random,
+        clock: Callable[[], float],
+    ) -> None:
+        self._config = config
+        self._deployment = deployment
+        self._index = index
+        self._views = views
+        self._counters = counters
+        self._rng = rng
+        self._clock = clock
+        self._parked: dict[str, Generation] = {}  # by request id, first come first placed
+        self._timers: dict[str, asyncio.TimerHandle] = {}  # of every live request that has one
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._parked)
+
+    @property
+    def num_live(self) -> int:
+        return len(self._parked) + sum(len(view.live) for view in self._views.values())
+
+    # A request begins and ends
+
+    def begin(self, request: RoutedRequest) -> Generation:
+        """Place it or park it. Raises Overloaded, DeadlineExceeded."""
+        if request.deadline_s is not None and request.deadline_s <= 0.0:
+            raise DeadlineExceeded("the deadline had passed when the request arrived")
+        self._refuse_overload()
+        deadline_s = request.deadline_s
+        generation = Generation(request, None if deadline_s is None else self._clock() + deadline_s)
+        self._counters.requests += 1
+        if deadline_s is not None:
+            self._arm(generation, deadline_s)
+        try:
+            self._place_or_park(generation)
+        except BaseException:
+            self._release(generation)
+            raise
+        return generation
+
+    def end(self, generation: Generation) -> None:
+        """Its consumer has left: whatever still runs is cancelled. May be called for one that is over."""
+        if not generation.over:
+            self._counters.cancelled += 1
+        self._release(generation)
+
+    def fail(self, generation: Generation, error: TrunklineError) -> None:
+        if not generation.over:
+            self._counters.failed += 1
+            generation.fail(error)
+        self._release(generation)
+
+    def fail_all(self, error: Callable[[], TrunklineError]) -> None:
+        live = [generation for view in self._views.values() for generation in view.live.values()]
+        for generation in [*live, *self._parked.values()]:
+            self.fail(generation, error())
+
+    # What the views say
+
+    def replica_ready(self) -> None:
+        for generation in list(self._parked.values()):
+            self._place_again(generation)
+
+    def replica_lost(self, view: ReplicaView, reason: str) -> None:
+        """Everything that ran there goes on elsewhere, from the tokens that it already has."""
+        displaced = list(view.live.values())
+        self._counters.replica_losses += not view.leaving
+        if displaced:
+            log.warning("replica %s is lost (%s): %d requests move", view.replica_id, reason, len(displaced))
+        for generation in displaced:
+            generation.deaths += not view.leaving
+            self._move(view, generation, reason)
+
+    def deliver(self, view: ReplicaView, output: SequenceOutput) -> None:
+        generation = view.live.get(output.request_id)
+        if generation is None:
+            return  # cancelled here, not there yet
+        if generation.num_cached_tokens is None and not generation.moves:
+            self._compare(view, generation, output.num_cached_tokens)
+        view.settle(output.request_id)
+        if generation.placement is not None:
+            self._index.withdraw(generation.placement.expectation)  # its prefill is over: events speak for it
+        generation.push(output)
+        if generation.done:
+            self._counters.finished += 1
+            self._release(generation)
+
+    def reject(self, view: ReplicaView, rejected: Rejected) -> None:
+        generation = view.live.get(rejected.request_id)
+        if generation is None:
+            return
+        if rejected.code == Draining.code:
+            view.refuse_new()
+            self._move(view, generation, rejected.reason)
+        else:
+            view.drop(rejected.request_id, cancel=False)  # there is nothing left to cancel
+            self.fail(generation, error_from_code(rejected.code, rejected.reason, rejected.param))
+
+    # Placing
+
+    def _place_or_park(self, generation: Generation) -> None:
+        if not self._place(generation):
+            self._park(generation)
+
+    def _place_again(self, generation: Generation) -> None:
+        """Outside its consumer's call. A fault in routing ends this request with an answer, and no other."""
+        try:
+            self._place_or_park(generation)
+        except Exception as fault:
+            log.exception("request %s could not be placed", generation.request.request_id)
+            self.fail(generation, TrunklineError(f"the router could not place the request: {fault!r}"))
+
+    def _place(self, generation: Generation) -> bool:
+        """Decide and submit, in one go. False: no replica is ready."""
+        ready = {view.replica_id: view for view in self._views.values() if view.accepting}
+        if not ready:
+            return False
+        digests, matched = self._match(generation)
+        decision = choose(
+            generation.num_prompt_tokens,
+            [view.candidate(matched.get(replica, 0)) for replica, view in ready.items()],
+            self._rng,
+            affinity=generation.request.affinity,
+        )
+        self._counters.decisions[decision.reason] += 1
+        exact = self._index.state(decision.replica) is IndexState.SYNCED
+        expectation = self._index.expect(decision.replica, digests, self._clock())
+        placement = Placement(decision, generation.next_wire_id, expectation, exact)
+        self._parked.pop(generation.request.request_id, None)
+        if generation.expires_at is None:
+            self._disarm(generation)  # the wait for a replica has ended
+        generation.place(placement)
+        ready[decision.replica].submit(generation, placement)
+        return True
+
+    def _match(self, generation: Generation) -> tuple[Sequence[bytes], dict[str, int]]:
+        """The prompt's digests, and the tokens of it that each replica will find cached."""
+        hasher = self._deployment.hasher
+        assert hasher is not None, "the first replica has told the block size"
+        request = generation.request
+        if generation.digests is None:
+            generation.digests = hasher.digests(request.token_ids, request.isolation)
+        self._index.expire(self._clock())
+        if request.sampling.prompt_logprobs is not None:
+            return generation.digests, {}  # these skip the cache: every prompt token is computed
+        most = max(0, generation.num_prompt_tokens - 1) // hasher.block_size  # one token is always computed
+        depths = self._index.match(generation.digests[:most])
+        return generation.digests, {replica: depth * hasher.block_size for replica, depth in depths.items()}
+
+    def _move(self, view: ReplicaView, generation: Generation, reason: str) -> None:
+        self._displace(view, generation)
+        generation.moves += 1
+        if generation.deaths >= self._config.max_deaths:
+            self.fail(
+                generation, ReplicaLost(f"{generation.deaths} replicas died while they ran this request")
+            )
+        elif generation.moves > self._config.max_moves:
+            self.fail(generation, ReplicaLost(f"moved {self._config.max_moves} times, then: {reason}"))
+        else:
+            self._counters.moves += 1
+            self._place_again(generation)
+
+    def _displace(self, view: ReplicaView, generation: Generation) -> None:
+        placement = generation.displace()
+        view.drop(placement.wire_id, cancel=False)
+        self._index.withdraw(placement.expectation)
+
+    def _compare(self, view: ReplicaView, generation: Generation, actual: int) -> None:
+        """Predicted, actual and best-available cached tokens of one request, at its first output."""
+        assert generation.placement is not None, "an output comes from the present place"
+        decision, counters = generation.placement.decision, self._counters
+        counters.prompt_tokens += generation.num_prompt_tokens
+        counters.predicted_cached_tokens += decision.matched_tokens
+        counters.actual_cached_tokens += actual
+        counters.best_available_cached_tokens += decision.best_matched_tokens
+        if generation.placement.exact and view.check_prediction(decision.matched_tokens, actual):
+            counters.resyncs += 1
+            log.warning("replica %s: predicted and reported cached tokens disagree", view.replica_id)
+
+    # Waiting, deadlines, the end
+
+    def _refuse_overload(self) -> None:
+        config = self._config
+        nobody_ready = not any(view.accepting for view in self._views.values())
+        if self.num_live >= config.max_live_requests or (
+            nobody_ready and self.num_waiting >= config.max_waiting_requests
+        ):
+            self._counters.overloaded += 1
+            raise Overloaded(
+                "the router has all the requests that it can hold: try again later",
+                retry_after_s=config.retry_after_s,
+            )
+
+    def _park(self, generation: Generation) -> None:
+        request_id = generation.request.request_id
+        self._parked[request_id] = generation
+        if request_id not in self._timers:
+            self._arm(generation, self._config.admission_timeout_s)
+
+    def _arm(self, generation: Generation, delay_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        self._timers[generation.request.request_id] = loop.call_later(delay_s, self._time_out, generation)
+
+    def _disarm(self, generation: Generation) -> None:
+        timer = self._timers.pop(generation.request.request_id, None)
+        if timer is not None:
+            timer.cancel()
+
+    def _time_out(self, generation: Generation) -> None:
+        if generation.placement is not None:
+            self.fail(generation, DeadlineExceeded("the deadline passed before the answer was complete"))
+        elif generation.moves:
+            self.fail(generation, ReplicaLost("its replica was lost, and no other became ready in time"))
+        else:
+            self.fail(
+                generation,
+                NoReplica("no replica became ready in time", retry_after_s=self._config.retry_after_s),
+            )
+
+    def _release(self, generation: Generation) -> None:
+        """Nothing of it is left in the queue, on its replica or among the timers."""
+        self._disarm(generation)
+        self._parked.pop(generation.request.request_id, None)
+        if generation.placement is None:
+            return
+        placement = generation.displace()
+        self._index.withdraw(placement.expectation)
+        view = self._views.get(placement.decision.replica)
+        if view is not None:
+            view.drop(placement.wire_id, cancel=not generation.done and placement.wire_id in view.live)

@@ -1,0 +1,20 @@
+"""What the controller tells one router at its start. Knows neither Ray nor HTTP."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from protocol.deployment_secrets import DeploymentSecrets
+
+
+@dataclass(frozen=True, slots=True)
+class RouterLaunch:
+    router_id: str
+    model: str  # as `protocol/model_source.py` understands it
+    served_model_name: str | None
+    host: str
+    port: int  # 0: a free one
+    secrets: DeploymentSecrets = field(repr=False)
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
+    namespace: str = "trunkline"  # of Ray, where
+    controller: str = "controller"  # is the actor that publishes the membership

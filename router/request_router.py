@@ -1,0 +1,45 @@
+"""What the HTTP endpoint needs of a router's core. `router.py` has it; a test's fake has it in memory."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+from protocol.messages import SequenceOutput
+from router.routed_request import Decision, RoutedRequest
+from router.router_status import RouterCounters, RouterStatus
+
+
+class RunningGeneration(Protocol):
+    """One request's outputs, all its sequences mixed, until the last has finished."""
+
+    @property
+    def decision(self) -> Decision: ...
+
+    @property
+    def replica(self) -> str: ...
+
+    def __aiter__(self) -> AsyncIterator[SequenceOutput]: ...
+
+
+class RequestRouter(Protocol):
+    @property
+    def ready(self) -> bool: ...
+
+    @property
+    def draining(self) -> bool: ...
+
+    @property
+    def max_model_len(self) -> int | None: ...
+
+    @property
+    def counters(self) -> RouterCounters: ...
+
+    def open(self, request: RoutedRequest) -> AbstractAsyncContextManager[RunningGeneration]:
+        """Leaving the context cancels, at the replica, whatever has not finished."""
+        ...
+
+    async def reset_prefix_cache(self) -> int: ...
+
+    def status(self) -> RouterStatus: ...

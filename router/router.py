@@ -1,0 +1,158 @@
+"""The router's core: follows the membership, holds one view per replica, opens generations. Called by `api.py`.
+
+Takes token ids and gives token ids: knows nothing of HTTP or text, and nothing of Ray.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+from protocol.deployment_secrets import DeploymentSecrets
+from protocol.errors import Draining, ReplicaLost
+from protocol.membership import ReplicaInfo
+from protocol.messages import Identity
+from router.deployment import Deployment
+from router.dispatcher import Dispatcher
+from router.generation import Generation
+from router.prefix_index import PrefixIndex
+from router.replica_view import ReplicaView
+from router.routed_request import RoutedRequest
+from router.router_config import RouterConfig
+from router.router_status import RouterCounters, RouterStatus
+
+
+class Router:
+    """Lives in one event loop, from construction to `aclose`."""
+
+    def __init__(
+        self,
+        config: RouterConfig,
+        identity: Identity,
+        secrets: DeploymentSecrets,
+        *,
+        rng: random.Random | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.counters = RouterCounters()
+        self._config = config
+        self._clock = clock
+        self._deployment = Deployment(identity, secrets)
+        self._index = PrefixIndex(
+            expectation_ttl_s=config.expectation_ttl_s, max_blocks_per_replica=config.max_indexed_blocks
+        )
+        self._views: dict[str, ReplicaView] = {}
+        self._dispatcher = Dispatcher(
+            config,
+            self._deployment,
+            self._index,
+            self._views,
+            self.counters,
+            rng or random.Random(),
+            clock,
+        )
+        self._membership_lock = asyncio.Lock()
+        self._draining = False
+        self._max_model_len: int | None = None
+
+    # Replicas
+
+    async def set_replicas(self, replicas: Sequence[ReplicaInfo]) -> None:
+        """Follow the controller's membership: what is new is connected to, what is gone is left."""
+        async with self._membership_lock:
+            named = {info.replica_id for info in replicas}
+            for replica in [replica for replica in self._views if replica not in named]:
+                await self._remove(replica)
+            for info in replicas:
+                view = self._views.get(info.replica_id) or self._add(info)
+                await view.follow(info)
+
+    def _add(self, info: ReplicaInfo) -> ReplicaView:
+        view = ReplicaView(info, self._config, self._deployment, self._index, self._dispatcher, self._clock)
+        self._views[info.replica_id] = view
+        return view
+
+    async def _remove(self, replica: str) -> None:
+        view = self._views[replica]
+        view.leaving = True  # it takes nothing more while its connection closes
+        await view.aclose()
+        del self._views[replica]
+
+    # Requests
+
+    @asynccontextmanager
+    async def open(self, request: RoutedRequest) -> AsyncIterator[Generation]:
+        """Place the request, waiting for a ready replica if need be; cancel on leaving what has not finished.
+
+        Raises Draining, Overloaded, NoReplica, DeadlineExceeded, or what the replica says of it.
+        """
+        if self._draining:
+            raise Draining("the router takes no new requests: it is going down")
+        generation = self._dispatcher.begin(request)
+        try:
+            await generation.placed()
+            yield generation
+        finally:
+            self._dispatcher.end(generation)
+
+    async def reset_prefix_cache(self) -> int:
+        """Blocks in use over all replicas; 0: every cache is empty now. A replica that dies meanwhile has none."""
+
+        async def reset(view: ReplicaView) -> int:
+            try:
+                return await view.reset_cache()
+            except ReplicaLost:
+                return 0
+
+        return sum(await asyncio.gather(*map(reset, self._views.values())))
+
+    # State
+
+    @property
+    def ready(self) -> bool:
+        """Some replica takes requests, and so does this router."""
+        return not self._draining and any(view.accepting for view in self._views.values())
+
+    @property
+    def draining(self) -> bool:
+        return self._draining
+
+    def drain(self) -> None:
+        """No longer ready, and no new requests; those that run end."""
+        self._draining = True
+
+    @property
+    def block_size(self) -> int | None:
+        hasher = self._deployment.hasher
+        return None if hasher is None else hasher.block_size
+
+    @property
+    def max_model_len(self) -> int | None:
+        """Of the replica with the shortest context; while none is connected, what it was."""
+        lengths = [view.welcome.max_model_len for view in self._views.values() if view.welcome is not None]
+        self._max_model_len = min(lengths, default=self._max_model_len)
+        return self._max_model_len
+
+    def status(self) -> RouterStatus:
+        return RouterStatus(
+            router_id=self._config.router_id,
+            model=self._deployment.identity.model,
+            ready=self.ready,
+            draining=self._draining,
+            block_size=self.block_size,
+            max_model_len=self.max_model_len,
+            num_live_requests=self._dispatcher.num_live,
+            num_waiting_requests=self._dispatcher.num_waiting,
+            replicas=tuple(view.status() for view in self._views.values()),
+        )
+
+    async def aclose(self) -> None:
+        """Ends what still runs with an error, then every connection."""
+        self.drain()
+        self._dispatcher.fail_all(lambda: Draining("the router went down before the answer was complete"))
+        async with self._membership_lock:
+            for replica in list(self._views):
+                await self._remove(replica)

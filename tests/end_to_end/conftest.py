@@ -1,0 +1,135 @@
+"""The whole system as its users start it: `trunkline serve` in a process of its own, two replicas, real Ray."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import openai
+import psutil
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+START_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True)
+class System:
+    process: subprocess.Popen[bytes]
+    url: str
+    log: Path
+
+    def get(self, path: str) -> str:
+        with urllib.request.urlopen(self.url + path, timeout=10) as response:
+            return str(response.read().decode())
+
+    def status(self) -> dict[str, Any]:
+        loaded: dict[str, Any] = json.loads(self.get("/status"))
+        return loaded
+
+    def replica(self, replica_id: str) -> dict[str, Any]:
+        return next(each for each in self.status()["replicas"] if each["id"] == replica_id)
+
+    def counter(self, name: str) -> float:
+        """The sum of a Prometheus counter over its labels."""
+        lines = [line for line in self.get("/metrics").splitlines() if line.startswith(name)]
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
+
+    def client(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=60)
+
+    def is_ready(self) -> bool:
+        try:
+            return self.get("/readiness") == ""
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            return False
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGINT)
+        return self.process.wait(60)
+
+
+def wait_until(holds: Callable[[], bool], timeout_s: float, what: str) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < deadline_s, f"{what}: not within {timeout_s} s"
+        time.sleep(0.1)
+
+
+def start_system(log: Path, *options: str) -> System:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "trunkline", "serve", "--port", str(port), *options]
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=stream, stderr=subprocess.STDOUT, env=os.environ.copy()
+        )
+    return System(process, f"http://127.0.0.1:{port}", log)
+
+
+def await_ready(system: System, num_replicas: int) -> System:
+    def ready() -> bool:
+        assert system.process.poll() is None, system.log.read_text()
+        if not system.is_ready():
+            return False
+        return [each["state"] for each in system.status()["replicas"]].count("ready") == num_replicas
+
+    try:
+        wait_until(ready, START_TIMEOUT_S, f"ready; its log:\n{system.log.read_text()}")
+    except BaseException:
+        end(system)
+        raise
+    return system
+
+
+def end(system: System) -> None:
+    """Stop it kindly, then whatever is left of its process tree."""
+    children = (
+        psutil.Process(system.process.pid).children(recursive=True) if system.process.poll() is None else []
+    )
+    if system.process.poll() is None:
+        try:
+            system.stop()
+        except subprocess.TimeoutExpired:
+            system.process.kill()
+    for child in children:
+        if child.is_running():
+            child.kill()
+
+
+@pytest.fixture(scope="module")
+def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    log = tmp_path_factory.mktemp("system") / "serve.log"
+    running = await_ready(start_system(log), num_replicas=2)
+    yield running
+    end(running)
+
+
+@pytest.fixture
+def eventually() -> Callable[[Callable[[], bool], float, str], None]:
+    return wait_until
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Iterator[Callable[..., System]]:
+    """Start a system of one's own; it is ended whatever happens."""
+    started: list[System] = []
+
+    def start(*options: str, num_replicas: int) -> System:
+        started.append(start_system(tmp_path / f"serve-{len(started)}.log", *options))
+        return await_ready(started[-1], num_replicas)
+
+    yield start
+    for each in started:
+        end(each)

@@ -1,0 +1,127 @@
+"""One request end to end on real parts: Ray, controller, two replicas, router, the real `openai` client."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import openai
+import psutil
+import pytest
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+
+STORY = "Here is a long story about a fox who lived in a small house near the river. " * 8
+Eventually = Callable[[Callable[[], bool], float, str], None]
+
+
+def test_a_completion_names_the_capital(system: Any) -> None:
+    answer = system.client().completions.create(
+        model="sapling", prompt="The capital of France is", max_tokens=8, temperature=0
+    )
+    assert "Paris" in answer.choices[0].text
+    assert answer.usage is not None and answer.usage.completion_tokens > 0
+
+
+def test_a_chat_turn_is_answered_and_stops_by_itself(system: Any) -> None:
+    answer = system.client().chat.completions.create(
+        model="sapling",
+        messages=[{"role": "user", "content": "What is the capital of France?"}],
+        temperature=0,
+    )
+    assert answer.choices[0].finish_reason == "stop"
+    assert "Paris" in (answer.choices[0].message.content or "")
+
+
+def test_a_streamed_answer_equals_the_whole_one(system: Any) -> None:
+    request: dict[str, Any] = {"model": "sapling", "prompt": "Hello, my name is", "max_tokens": 24, "seed": 7}
+    whole = system.client().completions.create(**request).choices[0].text
+    parts = [chunk.choices[0].text for chunk in system.client().completions.create(**request, stream=True)]
+    assert "".join(parts) == whole and len(parts) > 2
+
+
+def test_several_sequences_come_back_in_order(system: Any) -> None:
+    answer = system.client().completions.create(
+        model="sapling", prompt="Once upon a time", n=3, max_tokens=8, seed=1
+    )
+    assert [choice.index for choice in answer.choices] == [0, 1, 2]
+    assert len({choice.text for choice in answer.choices}) > 1
+
+
+def test_the_second_request_with_a_prefix_lands_where_the_first_one_was(system: Any) -> None:
+    def ask(question: str) -> tuple[str, int]:
+        raw = system.client().completions.with_raw_response.create(
+            model="sapling", prompt=STORY + question, max_tokens=4
+        )
+        usage = raw.parse().usage
+        return raw.headers["x-trunkline-replica"], usage.prompt_tokens_details.cached_tokens
+
+    first, cold = ask("What did it eat?")
+    landed = {ask(f"Question {number}: who was it?") for number in range(4)}
+    assert cold == 0
+    assert {replica for replica, _ in landed} == {first}
+    assert all(cached > 64 for _, cached in landed)
+
+
+def test_the_router_predicted_what_the_engine_reported(system: Any) -> None:
+    for number in range(6):
+        system.client().completions.create(model="sapling", prompt=f"{STORY} {number % 2}", max_tokens=2)
+    predicted = system.counter("trunkline_route_predicted_cached_tokens_total")
+    assert predicted == system.counter("trunkline_route_actual_cached_tokens_total") > 0
+
+
+def test_an_unknown_model_is_a_404_in_openai_s_shape(system: Any) -> None:
+    with pytest.raises(openai.NotFoundError) as refused:
+        system.client().completions.create(model="nobody", prompt="x")
+    assert refused.value.code == "model_not_found"
+
+
+def test_a_killed_worker_loses_no_request_and_comes_back(system: Any, eventually: Eventually) -> None:
+    victim = system.status()["replicas"][0]
+    answers: list[Any] = []
+
+    def ask(number: int) -> None:
+        answers.append(
+            system.client().completions.create(
+                model="sapling",
+                prompt=f"Story {number}: once",
+                max_tokens=300,
+                extra_body={"ignore_eos": True},
+            )
+        )
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    eventually(lambda: system.counter("trunkline_num_requests_running") >= 8, 30, "eight running requests")
+    os.kill(victim["workers"][0]["pid"], signal.SIGKILL)
+    for thread in threads:
+        thread.join(120)
+    assert [answer.usage.completion_tokens for answer in answers] == [300] * 8
+
+    def back() -> bool:
+        now = system.replica(victim["id"])
+        return bool(now["state"] == "ready" and now["incarnation"] > victim["incarnation"])
+
+    eventually(back, 90, "the killed replica is back")
+
+
+def test_interrupting_it_leaves_no_process(launch: Callable[..., Any], eventually: Eventually) -> None:
+    system = launch("--replicas", "1", num_replicas=1)
+    family = psutil.Process(system.process.pid).children(recursive=True)
+    assert len(family) >= 4
+    assert system.stop() in (0, 130)
+    eventually(lambda: not any(each.is_running() for each in family), 15, "every process has ended")
+
+
+def test_two_ranks_serve_as_one_replica(launch: Callable[..., Any]) -> None:
+    system = launch("--replicas", "1", "--tensor-parallel-size", "2", num_replicas=1)
+    workers = system.status()["replicas"][0]["workers"]
+    assert [each["rank"] for each in workers] == [0, 1]
+    answer = system.client().completions.create(
+        model="sapling", prompt="The capital of France is", max_tokens=8, temperature=0
+    )
+    assert "Paris" in answer.choices[0].text

@@ -1,0 +1,36 @@
+"""The worker as a Ray actor: the only file of `workers` that knows Ray. Launched by `controller/`.
+
+`run` is the sentinel: the controller waits on it and learns within milliseconds that this rank has died, and why.
+It needs `max_concurrency` of at least three: `run`, `start` or `stop`, and `info` at the same time.
+"""
+
+from __future__ import annotations
+
+import os
+
+import ray
+
+from protocol.membership import WorkerInfo
+from workers.worker import Worker
+from workers.worker_config import Rendezvous, WorkerAddress, WorkerConfig
+
+
+class WorkerActor:
+    def __init__(self, config: WorkerConfig) -> None:
+        self._rank = config.rank
+        self._worker = Worker(config, config.host or ray.util.get_node_ip_address())
+
+    def info(self) -> WorkerInfo:
+        return WorkerInfo(self._rank, os.getpid(), ray.get_runtime_context().get_node_id())
+
+    def rendezvous(self) -> Rendezvous:
+        return self._worker.rendezvous()
+
+    def start(self, rendezvous: Rendezvous | None) -> WorkerAddress | None:
+        return self._worker.start(rendezvous)
+
+    def run(self) -> None:
+        self._worker.run()
+
+    def stop(self, grace_s: float) -> None:
+        self._worker.stop(grace_s)

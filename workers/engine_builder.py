@@ -1,0 +1,59 @@
+"""From a configuration to a running engine. Called by `worker.py` and by the offline `LLM`; imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from protocol.block_hash import BlockHasher
+from protocol.messages import Submit
+from protocol.model_source import ModelSource
+from protocol.sampling import SamplingParams
+from protocol.tokens import pack_tokens
+from workers.cpu_runner import CpuRunner, RunnerConfig
+from workers.engine import Engine
+from workers.engine_config import EngineConfig
+from workers.runner import Runner
+from workers.scheduler import SchedulerConfig
+from workers.tensor_parallel import TensorParallelGroup
+
+WARM_UP_REQUEST = "warm-up"
+
+
+def build_runner(
+    config: EngineConfig,
+    source: ModelSource,
+    group: TensorParallelGroup,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Runner:
+    """This rank's share of the model, loaded. Raises UnsupportedModel, ModelNotFound, InvalidRequest."""
+    runner_config = RunnerConfig(
+        directory=source.directory,
+        dtype=config.dtype,
+        block_size=config.resolved_block_size,
+        max_model_len=config.max_model_len,
+        kv_cache_memory_bytes=config.kv_cache_memory_bytes,
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        load_format=config.load_format,
+        seed=config.seed,
+    )
+    return CpuRunner(runner_config, group, on_progress)
+
+
+def build_engine(config: EngineConfig, runner: Runner, hash_secret: bytes) -> Engine:
+    scheduler_config = SchedulerConfig(
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        enable_prefix_caching=config.enable_prefix_caching,
+    )
+    return Engine(runner, scheduler_config, BlockHasher(hash_secret, runner.facts.block_size))
+
+
+def warm_up(engine: Engine) -> None:
+    """Run one short request through every rank and forget it: what is not ready fails here, not in traffic."""
+    prompt = pack_tokens([1] * min(8, engine.facts.max_model_len - 2))
+    engine.submit(Submit(WARM_UP_REQUEST, prompt, SamplingParams(max_tokens=2, ignore_eos=True, seed=0)))
+    while engine.has_work:
+        engine.step()
+    engine.reset_prefix_cache()
+    engine.idle_report()  # its events are nobody's

@@ -1,0 +1,119 @@
+"""The ranks of one replica and what they exchange within a step: sums, and the logits' parts.
+
+gloo over TCP, in a process group of its own: nothing here touches torch.distributed's global default group, so two
+replicas can live in one process. A group of one exchanges nothing and costs nothing.
+"""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroupGloo, TCPStore
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """Which part of everything that is divided among `size` ranks is this rank's."""
+
+    rank: int = 0
+    size: int = 1
+
+    def of(self, total: int) -> slice:
+        """This rank's share of something that divides."""
+        assert total % self.size == 0, f"{total} does not divide by {self.size} ranks"
+        share = total // self.size
+        return slice(self.rank * share, (self.rank + 1) * share)
+
+
+class TensorParallelGroup:
+    """One rank's end. All ranks call the same methods in the same order."""
+
+    def __init__(self, shard: Shard | None = None, process_group: ProcessGroupGloo | None = None) -> None:
+        self.shard = shard or Shard()
+        self._process_group = process_group
+        assert (process_group is None) == (self.size == 1), "several ranks need a process group, one has none"
+
+    @property
+    def rank(self) -> int:
+        return self.shard.rank
+
+    @property
+    def size(self) -> int:
+        return self.shard.size
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        """The sum over all ranks, in place."""
+        if self._process_group is not None:
+            self._process_group.allreduce([x]).wait()
+        return x
+
+    def gather(self, x: Tensor) -> Tensor | None:
+        """Every rank's part side by side along the last axis, on rank 0; None elsewhere. The parts are equally wide."""
+        if self._process_group is None:
+            return x
+        parts = [torch.empty_like(x) for _ in range(self.size)] if self.rank == 0 else []
+        self._process_group.gather(parts, x.contiguous(), 0).wait()
+        return torch.cat(parts, -1) if parts else None
+
+    def minimum(self, value: int) -> int:
+        """The smallest of every rank's values, on all ranks."""
+        if self._process_group is None:
+            return value
+        own = torch.tensor([value])
+        everybody = [torch.empty_like(own) for _ in range(self.size)]
+        self._process_group.allgather([everybody], [own]).wait()
+        return min(int(each) for each in everybody)
+
+    def close(self) -> None:
+        """Close the connections; a rank that waits for this one then fails at once."""
+        if self._process_group is not None:
+            self._process_group.shutdown()
+            self._process_group = None
+
+
+def connect_group(rank: int, size: int, host: str, port: int, timeout_s: float) -> TensorParallelGroup:
+    """Meet the other ranks at rank 0's `host` and `port`. `timeout_s` also bounds each exchange afterwards."""
+    if size == 1:
+        return TensorParallelGroup()
+    timeout = timedelta(seconds=timeout_s)
+    store = _join_store(rank, size, host, port, timeout)
+    options = ProcessGroupGloo._Options()
+    options._devices = [ProcessGroupGloo.create_device(hostname=_own_address(host, port))]
+    options._timeout = timeout
+    return TensorParallelGroup(Shard(rank, size), ProcessGroupGloo(store, rank, size, options))
+
+
+def free_port(host: str) -> int:
+    """A port of `host` that nobody listens on just now."""
+    with socket.create_server((host, 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def _join_store(rank: int, size: int, host: str, port: int, timeout: timedelta) -> TCPStore:
+    """Rank 0 hands the store a socket of its own, because by itself the store would listen on every address."""
+    if rank > 0:
+        return TCPStore(host, port, size, is_master=False, timeout=timeout)
+    listener = socket.create_server((host, port))
+    return TCPStore(
+        host,
+        port,
+        size,
+        is_master=True,
+        timeout=timeout,
+        wait_for_workers=False,
+        master_listen_fd=listener.detach(),
+    )
+
+
+def _own_address(host: str, port: int) -> str:
+    """The address from which this machine reaches `host`. No packet is sent."""
+    family = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0][0]
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect((host, port))
+        address: str = probe.getsockname()[0]
+        return address
