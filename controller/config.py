@@ -28,8 +28,8 @@ class Section(BaseModel):
 class WorkerResources(Section):
     """What one worker, i.e. one rank of a replica, asks of Ray. One placement group bundle."""
 
-    num_cpus: float = Field(1.0, ge=0)
-    num_gpus: float = Field(0.0, ge=0)
+    num_cpus: float = Field(default=1.0, ge=0)
+    num_gpus: float = Field(default=0.0, ge=0)
     resources: dict[str, float] = {}
     label_selector: dict[str, str] = {}
     placement: Literal["STRICT_PACK", "PACK"] = "STRICT_PACK"
@@ -38,7 +38,9 @@ class WorkerResources(Section):
     @model_validator(mode="after")
     def _asks_for_something(self) -> WorkerResources:
         if not (self.num_cpus or self.num_gpus or any(self.resources.values())):
-            raise ValueError("num_cpus, num_gpus or resources must be above 0, so that Ray can place a worker")
+            raise ValueError(
+                "num_cpus, num_gpus or resources must be above 0, so that Ray can place a worker"
+            )
         return self
 
     @property
@@ -55,9 +57,9 @@ class WorkerResources(Section):
 class Routers(Section):
     """The HTTP endpoint. Router i listens at `port` + i, or at a free port each where `port` is 0."""
 
-    count: int = Field(1, ge=1, le=64)
+    count: int = Field(default=1, ge=1, le=64)
     host: str = "127.0.0.1"
-    port: int = Field(8000, ge=0, le=65535)
+    port: int = Field(default=8000, ge=0, le=65535)
 
     def port_of(self, index: int) -> int:
         return self.port + index if self.port else 0
@@ -68,8 +70,8 @@ class DeploymentConfig(Section):
 
     model: str = "sapling"
     served_model_name: str | None = None
-    replicas: int = Field(2, ge=1, le=1024)
-    tensor_parallel_size: int = Field(1, ge=1, le=64)
+    replicas: int = Field(default=2, ge=1, le=1024)
+    tensor_parallel_size: int = Field(default=1, ge=1, le=64)
     dtype: str = "auto"
     max_model_len: int | None = None
     block_size: int | None = None
@@ -82,10 +84,10 @@ class DeploymentConfig(Section):
     seed: int = 0
     worker: WorkerResources = WorkerResources()
     routers: Routers = Routers()
-    api_keys: tuple[str, ...] = Field((), repr=False)
+    api_keys: tuple[str, ...] = Field(default=(), repr=False)
     api_key_file: Path | None = None
-    drain_timeout_s: float = Field(30.0, ge=0)  # how long running requests may go on after a stop
-    start_timeout_s: float = Field(600.0, gt=0)  # from a worker's process to its warm-up pass
+    drain_timeout_s: float = Field(default=30.0, ge=0)  # how long running requests may go on after a stop
+    start_timeout_s: float = Field(default=600.0, gt=0)  # from a worker's process to its warm-up pass
 
     @model_validator(mode="after")
     def _engine_options_hold(self) -> DeploymentConfig:
@@ -108,7 +110,9 @@ class DeploymentConfig(Section):
             ) from error
         found = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
         if not found:
-            raise InvalidRequest(f"api_key_file {str(self.api_key_file)!r} holds no key", param="api_key_file")
+            raise InvalidRequest(
+                f"api_key_file {str(self.api_key_file)!r} holds no key", param="api_key_file"
+            )
         return (*self.api_keys, *found)
 
     def with_keys_read(self) -> DeploymentConfig:

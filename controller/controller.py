@@ -40,6 +40,7 @@ class Controller:
         self._tasks: asyncio.TaskGroup
         self._wake = asyncio.Event()
         self._hurry = asyncio.Event()
+        self._adopted = asyncio.Event()
         self._stopped = asyncio.Event()
         self._replicas: Published[tuple[ReplicaInfo, ...]] = Published()
         self._status: Published[DeploymentStatus] = Published()
@@ -69,6 +70,7 @@ class Controller:
 
     async def stop(self, grace_s: float) -> None:
         """Drain, end everything, return when all is gone. It goes on without its caller; 0 also cuts a drain short."""
+        await self._adopted.wait()  # what is stored until then is a former controller's
         if not self._stopping:
             self._state = replace(self._state, stop_grace_s=grace_s)
             await self._store.save(self._state)
@@ -103,6 +105,7 @@ class Controller:
                 self._tend(unit, launched, record.facts)
         await self._launcher.sweep([unit.record() for unit in self._units.values() if unit.alive])
         await self._save()
+        self._adopted.set()
 
     def _plan(self) -> Plan:
         observed = [unit.observed() for unit in self._units.values()]
@@ -160,7 +163,7 @@ class Controller:
         unit.work.cancel()
 
     async def _become_ready(self, unit: Unit, facts: UnitFacts) -> None:
-        unit.facts, unit.ready_at_s, unit.detail = facts, self._clock(), ""
+        unit.facts, unit.ready_at_s, unit.detail, unit.proven = facts, self._clock(), "", True
         if unit.state is not ReplicaState.DRAINING:
             unit.state = ReplicaState.READY
         await self._save()
@@ -173,7 +176,7 @@ class Controller:
         ready_for_s = None if unit.ready_at_s is None else now_s - unit.ready_at_s
         unit.failures = failures_in_a_row(unit.failures, ready_for_s)
         unit.state, unit.facts, unit.failed_at_s = ReplicaState.FAILED, None, now_s
-        unit.detail, unit.hopeless = detail, hopeless
+        unit.detail, unit.hopeless = detail, hopeless and not unit.proven
         log.error("%s.%d failed (%d in a row): %s", unit.name, unit.incarnation, unit.failures, detail)
         self._publish()
 

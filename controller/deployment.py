@@ -1,7 +1,8 @@
-"""A running deployment as its driver sees it: start it, follow it, stop it. Holds nothing that must outlive the driver."""
+"""A running deployment as its driver sees it: start, follow, stop. Holds nothing that must outlive the driver."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -9,7 +10,7 @@ import ray
 from ray.exceptions import RayActorError
 
 from controller.actor import ControllerActor
-from controller.actor_calls import answer
+from controller.actor_calls import answer, detached
 from controller.config import DeploymentConfig
 from controller.launcher import Actors
 from controller.names import CONTROLLER, NAMESPACE
@@ -17,6 +18,8 @@ from controller.state import RayStore
 from controller.status import DeploymentStatus, Phase
 from protocol.deployment_secrets import DeploymentSecrets
 from protocol.errors import InvalidRequest
+
+RETRY_AFTER_S = 0.2  # while Ray restarts the controller
 
 
 class Deployment:
@@ -33,15 +36,9 @@ class Deployment:
                 "a deployment is already running on this Ray: `trunkline stop` ends it, `trunkline status` shows it"
             )
         RayStore().remove_now()  # of a deployment whose controller somebody killed for good
-        options = ray.remote(ControllerActor).options(
-            name=CONTROLLER,
-            namespace=NAMESPACE,
-            lifetime="detached",
-            max_restarts=-1,
-            max_task_retries=0,
-            num_cpus=0,
-        )
-        return cls(options.remote(config, DeploymentSecrets.generate(), actors or Actors()))
+        # Of watchers and routers each has one call waiting, for as long as nothing changes.
+        controller = detached(ControllerActor, CONTROLLER, max_restarts=-1, max_concurrency=1000)
+        return cls(controller.remote(config, DeploymentSecrets.generate(), actors or Actors()))
 
     @classmethod
     def find(cls) -> Deployment | None:
@@ -59,7 +56,8 @@ class Deployment:
             except RayActorError:
                 if self.find() is None:
                     return
-                version = None
+                version = None  # its successor counts anew
+                await asyncio.sleep(RETRY_AFTER_S)
                 continue
             yield status
             if status.phase is Phase.STOPPED:
@@ -72,4 +70,4 @@ class Deployment:
                 await answer(found._controller.stop.remote(grace_s))
                 return
             except RayActorError:
-                continue  # it died meanwhile; its successor knows that it is to stop
+                await asyncio.sleep(RETRY_AFTER_S)  # it has left, or died: then its successor is asked again

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import ray
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ray
 
@@ -42,13 +43,14 @@ class RayCluster:
 def connected(address: str | None, config: DeploymentConfig) -> Iterator[RayCluster]:
     """Join the Ray at `address`, or else at RAY_ADDRESS; without either, run one for as long as this lasts."""
     address = address or os.environ.get("RAY_ADDRESS")
-    with _joined(address) if address else _own_ray(config) as cluster:
+    with joined(address) if address else _own_ray(config) as cluster:
         yield cluster
 
 
 @contextmanager
-def _joined(address: str) -> Iterator[RayCluster]:
-    context = ray.init(
+def joined(address: str) -> Iterator[RayCluster]:
+    """A Ray that runs already, and goes on afterwards."""
+    context: Any = ray.init(
         address=address,
         namespace=NAMESPACE,
         log_to_driver=False,
@@ -68,7 +70,7 @@ def _own_ray(config: DeploymentConfig) -> Iterator[RayCluster]:
     session: Path | None = None
     with _environment({**SLIM, "PYTHONPATH": _python_path()}):
         try:
-            context = ray.init(
+            context: Any = ray.init(
                 address="local",
                 include_dashboard=False,
                 num_cpus=logical_cpus(config),

@@ -20,20 +20,22 @@ from controller.names import group_name
 def reserve(replica_id: str, incarnation: int, size: int, worker: WorkerResources) -> PlacementGroup:
     """Ask for a group; actors put into it wait until Ray has placed it."""
     labels = [worker.label_selector] * size if worker.label_selector else None
-    return placement_group(
+    group: PlacementGroup = placement_group(
         [worker.bundle] * size,
         strategy=worker.placement,
         name=group_name(replica_id, incarnation),
         lifetime="detached",
         bundle_label_selector=labels,
     )
+    return group
 
 
 def find_group(replica_id: str, incarnation: int) -> PlacementGroup | None:
     try:
-        return get_placement_group(group_name(replica_id, incarnation))
+        group: PlacementGroup = get_placement_group(group_name(replica_id, incarnation))
     except ValueError:
         return None
+    return group
 
 
 def at_rank(group: PlacementGroup, rank: int) -> PlacementGroupSchedulingStrategy:
@@ -48,7 +50,7 @@ def waits_for(group: PlacementGroup) -> str:
     if table.get("state") == "CREATED":
         return ""
     bundle = ", ".join(f"{amount:g} {name}" for name, amount in table["bundles"][0].items())
-    return f"waits for a place: {len(table['bundles'])} × ({bundle}), {table['strategy']}"
+    return f"waits for a place: {len(table['bundles'])} of ({bundle}), {table['strategy']}"
 
 
 async def release(group: PlacementGroup) -> None:

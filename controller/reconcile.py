@@ -71,7 +71,9 @@ def reconcile(wanted: Sequence[str], observed: Sequence[Observed], now_s: float,
     pausing = {unit for unit in keep if unit in actual and _pauses(actual[unit], now_s)}
     starts = [unit for unit in keep if unit not in pausing and _may_start(actual.get(unit))]
     unwanted = [each for each in observed if each.unit not in keep]
-    drains = [each.unit for each in unwanted if each.alive and not each.draining and _may_drain(each, unwanted)]
+    drains = [
+        each.unit for each in unwanted if each.alive and not each.draining and _may_drain(each, unwanted)
+    ]
     actions = (
         *(Action(Verb.START, unit) for unit in starts),
         *(Action(Verb.DRAIN, unit) for unit in drains),

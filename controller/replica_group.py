@@ -9,15 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import ray
-from ray.actor import ActorHandle
 from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup
 
-from controller.actor_calls import ADOPT_TIMEOUT_S, MAX_CONCURRENCY, answer
+from controller.actor_calls import ADOPT_TIMEOUT_S, answer, detached
 from controller.config import DeploymentConfig
 from controller.deaths import explain, process_died, start_failed
 from controller.log import log
@@ -49,7 +47,7 @@ class ReplicaGroup:
         self._secrets = secrets
         self._class = worker_class
         self._group: PlacementGroup | None = None
-        self._workers: list[ActorHandle[Any]] = []
+        self._workers: list[Any] = []
         self._infos: tuple[WorkerInfo, ...] = ()
 
     async def start(self, tell: Tell) -> UnitFacts:
@@ -63,7 +61,9 @@ class ReplicaGroup:
                 host, port = await self._start_ranks()
         except TimeoutError:
             limit = self._config.start_timeout_s
-            raise StartFailed(f"{self._replica_id} was not ready within {limit:g} s (start_timeout_s)") from None
+            raise StartFailed(
+                f"{self._replica_id} was not ready within {limit:g} s (start_timeout_s)"
+            ) from None
         taken = f"processes {placed - began:.1f} s, weights and warm-up {time.monotonic() - placed:.1f} s"
         log.info("%s.%d is ready: %s", self._replica_id, self._incarnation, taken)
         return UnitFacts(host, port, self._infos)
@@ -109,7 +109,9 @@ class ReplicaGroup:
             await release(self._group)
         survivors = await end_everywhere(self._infos)
         if survivors:
-            log.error("%s.%d: processes %s could not be ended", self._replica_id, self._incarnation, survivors)
+            log.error(
+                "%s.%d: processes %s could not be ended", self._replica_id, self._incarnation, survivors
+            )
 
     def _name(self, rank: int) -> ActorName:
         return ActorName(self._replica_id, self._incarnation, rank)
@@ -118,21 +120,17 @@ class ReplicaGroup:
         worker, size = self._config.worker, self._config.tensor_parallel_size
         self._group = reserve(self._replica_id, self._incarnation, size, worker)
         environment = {**openmp_environment(worker.num_threads), **worker.env}
-        actor_class = ray.remote(self._class)
         for rank in range(size):
-            options = actor_class.options(
-                name=str(self._name(rank)),
-                namespace=NAMESPACE,
-                lifetime="detached",
-                max_restarts=0,
-                max_concurrency=MAX_CONCURRENCY,
+            actor = detached(
+                self._class,
+                str(self._name(rank)),
                 num_cpus=worker.num_cpus,
                 num_gpus=worker.num_gpus,
                 resources=worker.resources or None,
                 scheduling_strategy=at_rank(self._group, rank),
                 runtime_env={"env_vars": environment},
             )
-            self._workers.append(options.remote(self._worker_config(rank)))
+            self._workers.append(actor.remote(self._worker_config(rank)))
 
     def _worker_config(self, rank: int) -> WorkerConfig:
         return WorkerConfig(
@@ -173,7 +171,7 @@ class ReplicaGroup:
             raise start_failed(f"rank {rank} of {self._replica_id}", error) from None
 
     @staticmethod
-    async def _sentinel(worker: ActorHandle[Any]) -> RayError | None:
+    async def _sentinel(worker: Any) -> RayError | None:
         try:
             await answer(worker.run.remote())
         except RayError as error:

@@ -10,10 +10,9 @@ import contextlib
 from typing import Any
 
 import ray
-from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
-from controller.actor_calls import ADOPT_TIMEOUT_S, MAX_CONCURRENCY, answer
+from controller.actor_calls import ADOPT_TIMEOUT_S, answer, detached
 from controller.deaths import explain, start_failed
 from controller.log import log
 from controller.names import NAMESPACE, ActorName
@@ -30,7 +29,7 @@ class RouterProcess:
         self._name = name
         self._launch = launch
         self._class = router_class
-        self._actor: ActorHandle[Any] | None = None
+        self._actor: Any = None
         self._info: WorkerInfo | None = None
 
     async def start(self, tell: Tell) -> UnitFacts:
@@ -76,12 +75,4 @@ class RouterProcess:
         await end_everywhere(() if self._info is None else (self._info,))
 
     def _create(self) -> None:
-        options = ray.remote(self._class).options(
-            name=str(self._name),
-            namespace=NAMESPACE,
-            lifetime="detached",
-            max_restarts=0,
-            max_concurrency=MAX_CONCURRENCY,
-            num_cpus=0,
-        )
-        self._actor = options.remote(self._launch)
+        self._actor = detached(self._class, str(self._name)).remote(self._launch)

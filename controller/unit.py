@@ -94,6 +94,7 @@ class Unit:
     failed_at_s: float = 0.0
     ready_at_s: float | None = None
     hopeless: bool = False
+    proven: bool = False  # it has been ready once, so whatever fails now may pass
     launched: Launched | None = None
     work: asyncio.Task[None] | None = field(default=None, repr=False)  # from start to death
     task: asyncio.Task[None] | None = field(default=None, repr=False)  # to the end of its processes

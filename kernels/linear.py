@@ -1,6 +1,6 @@
 """y = x Wᵀ + b over weights packed once, at load. Called by `workers/weights.py`, applied by `workers/model.py`.
 
-Packing pays because `F.linear` reorders the weight in every call: at one row and 3072×768 it halves the time in bf16.
+Packing pays because `F.linear` reorders the weight in every call: at one row and 3072x768 it halves the time in bf16.
 oneDNN's packed operators are private to torch, so a packer tries them once and falls back to `F.linear`.
 """
 
@@ -14,8 +14,8 @@ from torch import Tensor
 
 Linear = Callable[[Tensor], Tensor]  # [tokens, in_features] -> [tokens, out_features]
 
-# fp32 gains from packing only once the weight outgrows the cache: 512×192 takes 10 µs plain and 20 packed,
-# 3072×768 takes 170 and 137 (one row, one thread, AVX-512).
+# fp32 gains from packing only once the weight outgrows the cache: 512x192 takes 10 µs plain and 20 packed,
+# 3072x768 takes 170 and 137 (one row, one thread, AVX-512).
 _MIN_PACKED_FP32_ELEMENTS = 1 << 19
 _EXPECTED_ROWS = 1  # the shape that oneDNN chooses the weight's layout for: decode is what streams weights
 

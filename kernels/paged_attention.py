@@ -125,7 +125,7 @@ class TorchPagedAttention:
         if group.start is not None:
             return self._attend_chunk(q, k, v, group.start)
         # The queries that share a KV head stand as its query rows: one small product instead of many.
-        packed = q.unflatten(1, (k.shape[1], -1))
+        packed = q.view(q.shape[0], k.shape[1], -1, q.shape[2])
         out = F.scaled_dot_product_attention(packed, k, v, attn_mask=group.mask)
         return out.reshape(q.shape[0], -1)
 
@@ -159,7 +159,7 @@ class TorchPagedAttention:
                 attn_mask=self._causal_mask(start + offset, tile.shape[2]),
                 enable_gqa=True,
             )
-            for offset, tile in zip(range(0, q.shape[0], _TILE), queries.split(_TILE, 2), strict=True)
+            for offset, tile in zip(range(0, q.shape[0], _TILE), torch.split(queries, _TILE, 2), strict=True)
         ]
         out = tiles[0] if len(tiles) == 1 else torch.cat(tiles, 2)
         return out.transpose(1, 2).reshape(q.shape[0], -1)
@@ -195,7 +195,7 @@ def attend_naively(
         for position in range(row.start, row.num_keys):
             seen = torch.arange(position + 1)
             slots = block_tables[row.row, seen // block_size] * block_size + seen % block_size
-            query = q[len(out)].float().unflatten(0, (kv_heads, -1))  # [kv_heads, group, head_dim]
+            query = q[len(out)].float().view(kv_heads, -1, q.shape[-1])  # [kv_heads, group, head_dim]
             scores = torch.einsum("hgd,thd->hgt", query, k_pool[slots]) * q.shape[-1] ** -0.5
             out.append(torch.einsum("hgt,thd->hgd", scores.softmax(-1), v_pool[slots]).flatten())
     return torch.stack(out)

@@ -22,5 +22,5 @@ def rope_kv_write(
     rotated = qkv[:, :num_rotated]
     rolled = rotated.roll(head_dim // 2, -1)
     rotated.mul_(cos).addcmul_(rolled, sin)
-    new = qkv[:, num_rotated - kv_heads :].unflatten(1, (2, kv_heads))  # [tokens, 2, kv_heads, head_dim]
+    new = qkv[:, num_rotated - kv_heads :].view(-1, 2, kv_heads, head_dim)  # [tokens, 2, kv_heads, head_dim]
     kv.flatten(1, 2).index_copy_(1, slots, new.transpose(0, 1))

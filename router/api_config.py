@@ -17,7 +17,7 @@ class ApiConfig:
     aliases: tuple[str, ...] = ()  # further names of the same model
     api_keys: tuple[str, ...] = field(default=(), repr=False)  # none: whoever reaches the port may ask
     secrets: DeploymentSecrets | None = field(default=None, repr=False)  # makes each key's cache salt
-    defaults: SamplingDefaults = SamplingDefaults()
+    defaults: SamplingDefaults = field(default_factory=SamplingDefaults)
     max_model_len: int | None = None  # for as long as no replica has said it
     max_body_bytes: int = 16 * 1024 * 1024
     max_sequences: int = 1024  # of one request: prompts times n

@@ -1,12 +1,11 @@
 """Decides where each request runs and keeps it running: places it, moves it off a lost replica, ends it.
 
 Between `router.py` (which knows the replicas) and `policy.py` (which knows none of this). Nothing here waits: a
-request for which no replica is ready is parked, and whatever makes one ready places it.
+request for which no replica is ready enters the waiting room, and whatever makes one ready places it.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +19,7 @@ from protocol.errors import (
     TrunklineError,
     error_from_code,
 )
-from protocol.messages import Rejected, SequenceOutput
+from protocol.messages import FinishReason, Rejected, SequenceOutput
 from router.deployment import Deployment
 from router.generation import Generation, Placement
 from router.policy import choose
@@ -29,6 +28,7 @@ from router.replica_view import ReplicaView
 from router.routed_request import RoutedRequest
 from router.router_config import RouterConfig
 from router.router_status import RouterCounters
+from router.waiting_room import WaitingRoom
 
 log = logging.getLogger(__name__)
 
@@ -53,21 +53,20 @@ class Dispatcher:
         self._counters = counters
         self._rng = rng
         self._clock = clock
-        self._parked: dict[str, Generation] = {}  # by request id, first come first placed
-        self._timers: dict[str, asyncio.TimerHandle] = {}  # of every live request that has one
+        self._room = WaitingRoom(config.admission_timeout_s, self._time_out)
 
     @property
     def num_waiting(self) -> int:
-        return len(self._parked)
+        return len(self._room)
 
     @property
     def num_live(self) -> int:
-        return len(self._parked) + sum(len(view.live) for view in self._views.values())
+        return len(self._room) + sum(len(view.live) for view in self._views.values())
 
     # A request begins and ends
 
     def begin(self, request: RoutedRequest) -> Generation:
-        """Place it or park it. Raises Overloaded, DeadlineExceeded."""
+        """Place it or let it wait. Raises Overloaded, DeadlineExceeded."""
         if request.deadline_s is not None and request.deadline_s <= 0.0:
             raise DeadlineExceeded("the deadline had passed when the request arrived")
         self._refuse_overload()
@@ -75,9 +74,9 @@ class Dispatcher:
         generation = Generation(request, None if deadline_s is None else self._clock() + deadline_s)
         self._counters.requests += 1
         if deadline_s is not None:
-            self._arm(generation, deadline_s)
+            self._room.set_deadline(generation, deadline_s)
         try:
-            self._place_or_park(generation)
+            self._place_or_wait(generation)
         except BaseException:
             self._release(generation)
             raise
@@ -97,13 +96,13 @@ class Dispatcher:
 
     def fail_all(self, error: Callable[[], TrunklineError]) -> None:
         live = [generation for view in self._views.values() for generation in view.live.values()]
-        for generation in [*live, *self._parked.values()]:
+        for generation in [*live, *self._room]:
             self.fail(generation, error())
 
     # What the views say
 
     def replica_ready(self) -> None:
-        for generation in list(self._parked.values()):
+        for generation in self._room:
             self._place_again(generation)
 
     def replica_lost(self, view: ReplicaView, reason: str) -> None:
@@ -125,6 +124,9 @@ class Dispatcher:
         view.settle(output.request_id)
         if generation.placement is not None:
             self._index.withdraw(generation.placement.expectation)  # its prefill is over: events speak for it
+        if output.finish_reason is FinishReason.ABORT and generation.expires_at is not None:
+            self._time_out(generation)  # the replica's clock was faster
+            return
         generation.push(output)
         if generation.done:
             self._counters.finished += 1
@@ -143,14 +145,14 @@ class Dispatcher:
 
     # Placing
 
-    def _place_or_park(self, generation: Generation) -> None:
+    def _place_or_wait(self, generation: Generation) -> None:
         if not self._place(generation):
-            self._park(generation)
+            self._room.enter(generation)
 
     def _place_again(self, generation: Generation) -> None:
         """Outside its consumer's call. A fault in routing ends this request with an answer, and no other."""
         try:
-            self._place_or_park(generation)
+            self._place_or_wait(generation)
         except Exception as fault:
             log.exception("request %s could not be placed", generation.request.request_id)
             self.fail(generation, TrunklineError(f"the router could not place the request: {fault!r}"))
@@ -171,9 +173,7 @@ class Dispatcher:
         exact = self._index.state(decision.replica) is IndexState.SYNCED
         expectation = self._index.expect(decision.replica, digests, self._clock())
         placement = Placement(decision, generation.next_wire_id, expectation, exact)
-        self._parked.pop(generation.request.request_id, None)
-        if generation.expires_at is None:
-            self._disarm(generation)  # the wait for a replica has ended
+        self._room.leave(generation)
         generation.place(placement)
         ready[decision.replica].submit(generation, placement)
         return True
@@ -213,13 +213,10 @@ class Dispatcher:
     def _compare(self, view: ReplicaView, generation: Generation, actual: int) -> None:
         """Predicted, actual and best-available cached tokens of one request, at its first output."""
         assert generation.placement is not None, "an output comes from the present place"
-        decision, counters = generation.placement.decision, self._counters
-        counters.prompt_tokens += generation.num_prompt_tokens
-        counters.predicted_cached_tokens += decision.matched_tokens
-        counters.actual_cached_tokens += actual
-        counters.best_available_cached_tokens += decision.best_matched_tokens
+        decision = generation.placement.decision
+        self._counters.compare(generation.num_prompt_tokens, decision, actual)
         if generation.placement.exact and view.check_prediction(decision.matched_tokens, actual):
-            counters.resyncs += 1
+            self._counters.resyncs += 1
             log.warning("replica %s: predicted and reported cached tokens disagree", view.replica_id)
 
     # Waiting, deadlines, the end
@@ -236,21 +233,6 @@ class Dispatcher:
                 retry_after_s=config.retry_after_s,
             )
 
-    def _park(self, generation: Generation) -> None:
-        request_id = generation.request.request_id
-        self._parked[request_id] = generation
-        if request_id not in self._timers:
-            self._arm(generation, self._config.admission_timeout_s)
-
-    def _arm(self, generation: Generation, delay_s: float) -> None:
-        loop = asyncio.get_running_loop()
-        self._timers[generation.request.request_id] = loop.call_later(delay_s, self._time_out, generation)
-
-    def _disarm(self, generation: Generation) -> None:
-        timer = self._timers.pop(generation.request.request_id, None)
-        if timer is not None:
-            timer.cancel()
-
     def _time_out(self, generation: Generation) -> None:
         if generation.placement is not None:
             self.fail(generation, DeadlineExceeded("the deadline passed before the answer was complete"))
@@ -264,8 +246,7 @@ class Dispatcher:
 
     def _release(self, generation: Generation) -> None:
         """Nothing of it is left in the queue, on its replica or among the timers."""
-        self._disarm(generation)
-        self._parked.pop(generation.request.request_id, None)
+        self._room.forget(generation)
         if generation.placement is None:
             return
         placement = generation.displace()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field
 
@@ -40,6 +40,7 @@ class Asked:
     affinity: str | None = None
     priority: int = 0
     deadline_s: float | None = None
+    arrived_at: float = field(default_factory=time.monotonic)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,13 @@ class Generations:
         self._router = router
         self._asked = asked
         self._runs = [
-            _Run(tokenizer, metrics, prompt, place * prompt.sampling.n, self.usage)
+            _Run(
+                prompt,
+                [TextStream(tokenizer, prompt.sampling, prompt.token_ids) for _ in range(prompt.sampling.n)],
+                RequestTiming(metrics, len(prompt.token_ids), prompt.sampling.n, asked.arrived_at),
+                place * prompt.sampling.n,
+                self.usage,
+            )
             for place, prompt in enumerate(prompts)
         ]
         self._first: RunningGeneration | None = None
@@ -104,6 +111,9 @@ class Generations:
     async def __aenter__(self) -> Generations:
         """Raises what the router's `open` raises; nothing stays behind then."""
         async with AsyncExitStack() as stack:
+            for run in self._runs:
+                run.timing.arrived()
+                stack.callback(run.timing.left)
             for place, run in enumerate(self._runs):
                 request = self._routed(run.prompt, place)
                 run.generation = await stack.enter_async_context(self._router.open(request))
@@ -112,13 +122,9 @@ class Generations:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        try:
-            await self._stack.aclose()
-        finally:
-            for run in self._runs:
-                run.close()
+        await self._stack.aclose()
 
-    async def deltas(self) -> AsyncIterator[Delta]:
+    async def deltas(self) -> AsyncGenerator[Delta]:
         """Until every choice has finished. Raises what ends a generation early."""
         if len(self._runs) == 1:
             async for delta in self._runs[0].deltas():
@@ -145,17 +151,20 @@ class _Run:
     """One prompt with its `n` choices."""
 
     def __init__(
-        self, tokenizer: Tokenizer, metrics: RequestMetrics, prompt: Prompt, first_choice: int, usage: Usage
+        self,
+        prompt: Prompt,
+        streams: list[TextStream],
+        timing: RequestTiming,
+        first_choice: int,
+        usage: Usage,
     ) -> None:
         self.prompt = prompt
+        self.timing = timing
         self.generation: RunningGeneration | None = None
-        self._usage = usage
+        self._streams = streams
         self._first_choice = first_choice
-        self._streams = [
-            TextStream(tokenizer, prompt.sampling, prompt.token_ids) for _ in range(prompt.sampling.n)
-        ]
+        self._usage = usage
         self._open = set(range(prompt.sampling.n))
-        self._timing = RequestTiming(metrics, len(prompt.token_ids), prompt.sampling.n, time.monotonic())
         self._num_cached: int | None = None
 
     async def deltas(self) -> AsyncIterator[Delta]:
@@ -165,9 +174,6 @@ class _Run:
                 yield self._delta(output)
             if not self._open:  # stop strings may end it before the engine does
                 return
-
-    def close(self) -> None:
-        self._timing.left()
 
     def _delta(self, output: SequenceOutput) -> Delta:
         self._count_cached(output.num_cached_tokens)
@@ -180,10 +186,10 @@ class _Run:
         self._usage.completion_tokens += num_taken
         finish = _finish(stream, output)
         now = time.monotonic()
-        self._timing.tokens(output.index, num_taken, output.num_cached_tokens, now)
+        self.timing.tokens(output.index, num_taken, output.num_cached_tokens, now)
         if finish is not None:
             self._open.discard(output.index)
-            self._timing.finished(finish.reason, now)
+            self.timing.finished(finish.reason, now)
         return Delta(
             choice=self._first_choice + output.index,
             text=text,
@@ -207,7 +213,7 @@ def _finish(stream: TextStream, output: SequenceOutput) -> Finish | None:
     return Finish(output.finish_reason.value, output.stop_token_id)
 
 
-async def _merged(sources: Sequence[AsyncIterator[Delta]]) -> AsyncIterator[Delta]:
+async def _merged(sources: Sequence[AsyncIterator[Delta]]) -> AsyncGenerator[Delta]:
     """Whatever comes first. The first error ends all."""
     arrived: asyncio.Queue[Delta | BaseException | None] = asyncio.Queue()
 

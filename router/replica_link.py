@@ -196,8 +196,10 @@ class ReplicaLink:
                 async with asyncio.timeout(self._config.ping_timeout_s):
                     await self._heard.wait()
             except TimeoutError:
-                self._cut(f"it has not answered a ping for {self._config.ping_timeout_s:g} s")
-                return
+                await asyncio.sleep(0)  # if this loop itself stood still, the answer is being read just now
+                if not self._heard.is_set():
+                    self._cut(f"it has not answered a ping for {self._config.ping_timeout_s:g} s")
+                    return
 
     def _cut(self, reason: str) -> None:
         """End the connection now, unsent bytes and all; the reader notices and reports the loss."""

@@ -80,8 +80,11 @@ class RequestTiming:
         self._last: list[float | None] = [None] * num_choices  # when each sequence got tokens
         self._num_tokens = 0
         self._num_open = num_choices
-        metrics.in_flight.inc()
-        metrics.choices.observe(num_choices)
+
+    def arrived(self) -> None:
+        """Called once, first."""
+        self._metrics.in_flight.inc()
+        self._metrics.choices.observe(self._num_open)
 
     def tokens(self, index: int, count: int, num_cached_tokens: int, now: float) -> None:
         """`count` more tokens of one sequence."""

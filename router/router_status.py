@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from protocol.membership import ReplicaState, WorkerInfo
 from protocol.messages import Load
 from router.prefix_index import IndexState
-from router.routed_request import Reason
+from router.routed_request import Decision, Reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,3 +58,10 @@ class RouterCounters:
     predicted_cached_tokens: int = 0  # of the same
     actual_cached_tokens: int = 0
     best_available_cached_tokens: int = 0  # the longest match on any ready replica
+
+    def compare(self, num_prompt_tokens: int, decision: Decision, actual: int) -> None:
+        """One request's first token has come, and with it what was really cached of its prompt."""
+        self.prompt_tokens += num_prompt_tokens
+        self.predicted_cached_tokens += decision.matched_tokens
+        self.actual_cached_tokens += actual
+        self.best_available_cached_tokens += decision.best_matched_tokens

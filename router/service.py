@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from router.router import Router
 
 CLOSE_GRACE_S = 1.0  # for connections when nothing was drained
+NO_LIMIT_S = 24 * 3600  # of the server itself; `drain` decides
 
 
 class RouterService:
@@ -57,7 +58,9 @@ class RouterService:
         """Readiness goes, then new requests, then the running ones end or the time is over."""
         assert self._router is not None and self._server is not None, "drained before it listens"
         self._router.drain()
-        await self._server.aclose(grace_s)
+        leaving = asyncio.create_task(self._server.aclose())
+        await asyncio.wait([leaving], timeout=grace_s)
+        leaving.cancel()  # ends the server too, and with it what still runs
 
     def close(self) -> None:
         """End `run`; what still runs is cut off. A second call does nothing."""
@@ -83,7 +86,7 @@ class RouterService:
             with contextlib.suppress(asyncio.CancelledError):
                 await following
             if self._server is not None:
-                await self._server.aclose(CLOSE_GRACE_S)
+                await self.drain(CLOSE_GRACE_S)
             await self._router.aclose()
 
     def _source(self) -> ModelSource:
@@ -101,7 +104,8 @@ class RouterService:
 
         tokenizer = await asyncio.to_thread(Tokenizer.from_directory, source.directory)
         config = ApiConfig(source.name, api_keys=self._launch.api_keys, secrets=self._launch.secrets)
-        server = HttpServer(create_app(router, tokenizer, config), self._launch.host, self._launch.port)
-        await server.start()
+        app = create_app(router, tokenizer, config)
+        server = HttpServer(app, self._launch.host, self._launch.port, grace_s=NO_LIMIT_S)
+        await server.__aenter__()
         self.address.set_result((self._launch.host, server.port))
         return server

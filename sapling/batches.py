@@ -6,9 +6,11 @@ it, and the last one is cut off.
 
 from dataclasses import dataclass, field
 from random import Random
+from typing import NamedTuple
 
 import torch
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from sapling.corpus import stream
 from sapling.documents import BREAK
@@ -19,34 +21,38 @@ STRAY_SPACE_SHARE = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Window:
+class Window(NamedTuple):
+    """What one step is made of: so many windows of so many tokens, so many documents by the writers of long ones."""
+
+    num_windows: int
     num_tokens: int
-    long_share: float  # of its documents come from the writers of long ones
+    long_share: float = 0.0
 
 
-# One step each, in turn. A step has the same number of tokens whatever its windows are.
-CYCLE = [
-    *[Window(256, 0.0), Window(512, 0.0), Window(512, 0.0), Window(512, 0.05)],
-    *[Window(1024, 0.15), Window(512, 0.0), Window(512, 0.05), Window(2048, 0.5)],
-    *[Window(512, 0.0), Window(512, 0.0), Window(1024, 0.3), Window(4096, 0.8)],
+# One step each, in turn. In short windows attention finds out soon what to look at; the full length comes last.
+FIRST = [Window(16, 128)]
+MIDDLE = [Window(16, 256), Window(8, 512), Window(16, 256), Window(4, 1024, 0.2)]
+LAST = [
+    *[Window(16, 256), Window(8, 512), Window(4, 1024, 0.15), Window(8, 512, 0.05), Window(16, 256)],
+    *[Window(2, 2048, 0.6), Window(8, 512), Window(4, 1024, 0.4), Window(16, 256), Window(1, 4096, 0.9)],
 ]
+STAGES = [(0.12, FIRST), (0.4, MIDDLE), (1.0, LAST)]  # up to this share of all tokens
 
 
 @dataclass(slots=True)
 class Batches:
     tokenizer: Tokenizer
     rng: Random
-    tokens_per_step: int
     end_of_text: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.end_of_text = self.tokenizer.token_to_id(END_OF_TEXT)
 
-    def batch(self, step: int) -> torch.Tensor:
+    def batch(self, step: int, progress: float) -> Tensor:
         """Token ids, [windows, num_tokens + 1] int64: inputs and, one further, targets."""
-        window = CYCLE[step % len(CYCLE)]
-        return torch.tensor([self.fill(window) for _ in range(self.tokens_per_step // window.num_tokens)])
+        cycle = next(cycle for until, cycle in STAGES if progress <= until)
+        window = cycle[step % len(cycle)]
+        return torch.tensor([self.fill(window) for _ in range(window.num_windows)])
 
     def fill(self, window: Window) -> list[int]:
         documents = stream(self.rng, window.long_share)

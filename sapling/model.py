@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-EMBEDDING_SCALE = 0.05
+EMBEDDING_SCALE = 0.1
 
 
 @dataclass(frozen=True, slots=True)

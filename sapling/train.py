@@ -25,16 +25,15 @@ from sapling.documents import BREAK
 from sapling.model import Sapling, Shape
 from sapling.tokenizer import END_OF_TEXT, END_OF_TURN, make_tokenizer, save_tokenizer
 
-TOKENS_PER_STEP = 4096
-WARMUP_STEPS = 30
+WARMUP_SHARE = 0.01
 PEAK_RATE, LAST_SHARE = 5e-3, 0.02
 TOKENIZER_DOCUMENTS = 20_000
 
 
-def rate_share(step: int, num_steps: int) -> float:
+def rate_share(progress: float) -> float:
     """Of the peak learning rate: a linear warm-up, then a cosine down to `LAST_SHARE`."""
-    warm = min(1.0, (step + 1) / WARMUP_STEPS)
-    return warm * (LAST_SHARE + (1 - LAST_SHARE) * 0.5 * (1 + math.cos(math.pi * step / num_steps)))
+    warm = min(1.0, (progress + 1e-3) / WARMUP_SHARE)
+    return warm * (LAST_SHARE + (1 - LAST_SHARE) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
 def make_optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
@@ -62,19 +61,21 @@ def update(model: nn.Module, optimizers: list[torch.optim.Optimizer], rate: floa
         optimizer.zero_grad()
 
 
-def train(model: nn.Module, batches: Batches, num_steps: int) -> None:
+def train(model: nn.Module, batches: Batches, num_tokens: int) -> None:
     optimizers = make_optimizers(model)
-    started, smooth = time.monotonic(), 0.0
-    for step in range(num_steps):
-        loss = loss_of(model, batches.batch(step))
+    started, smooth, done, step = time.monotonic(), 0.0, 0, 0
+    while done < num_tokens:
+        progress = done / num_tokens
+        tokens = batches.batch(step, progress)
+        loss = loss_of(model, tokens)
         loss.backward()
-        update(model, optimizers, PEAK_RATE * rate_share(step, num_steps))
-        smooth = loss.item() if step == 0 else 0.97 * smooth + 0.03 * loss.item()
-        if step % 20 == 0 or step == num_steps - 1:
-            done, seconds = (step + 1) * batches.tokens_per_step, time.monotonic() - started
-            print(
-                f"step {step:5} tokens {done:8} loss {smooth:.3f} {done / seconds:6.0f} tokens/s", flush=True
-            )
+        update(model, optimizers, PEAK_RATE * rate_share(progress))
+        done += tokens.shape[0] * (tokens.shape[1] - 1)
+        smooth = 0.97 * smooth + 0.03 * loss.item() if step else loss.item()
+        if step % 20 == 0 or done >= num_tokens:
+            speed = done / (time.monotonic() - started)
+            print(f"step {step:5} tokens {done:8} loss {smooth:.3f} {speed:6.0f} tokens/s", flush=True)
+        step += 1
 
 
 def save_config(folder: Path, shape: Shape, end_of_text: int, end_of_turn: int) -> None:
@@ -117,7 +118,7 @@ def make(out: Path, num_tokens: int, seed: int) -> None:
     tokenizer = make_tokenizer(sample, shape.vocab_size)
     assert tokenizer.get_vocab_size() == shape.vocab_size, "the sample has too few different words"
     model = Sapling(shape)
-    train(model, Batches(tokenizer, rng, TOKENS_PER_STEP), num_tokens // TOKENS_PER_STEP)
+    train(model, Batches(tokenizer, rng), num_tokens)
     with tempfile.TemporaryDirectory(dir=out.parent) as name:
         folder = Path(name)
         save_tokenizer(tokenizer, folder, shape.max_positions)

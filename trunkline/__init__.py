@@ -1,9 +1,12 @@
-"""The front door: `from trunkline import LLM, SamplingParams`. Loads nothing heavy until it is asked for."""
+"""The front door: `from trunkline import LLM, SamplingParams`, and the `trunkline` command.
+
+Names are looked up when they are first used, so that importing this, and every command, costs nothing of torch or Ray.
+"""
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kernels import __version__
 
@@ -13,7 +16,6 @@ if TYPE_CHECKING:
     from trunkline.outputs import CompletionOutput, RequestOutput
 
 __all__ = ["LLM", "CompletionOutput", "RequestOutput", "SamplingParams", "__version__"]
-
 _HOMES = {
     "LLM": "trunkline.llm",
     "SamplingParams": "protocol.sampling",
@@ -22,7 +24,11 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module 'trunkline' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -31,7 +31,7 @@ class Arrivals:
         digests = self._digests(request)
         self._num_arrived += 1
         live = LiveRequest(request, self._num_arrived)
-        for index in range(request.sampling.n):
+        for index in request.live_indices:
             tokens = prompt + generated[index % len(generated)]
             table = self._kv.table(tokens, list(digests), request.isolation)
             if not digests:  # hashed here, for the first sequence: the others share the prompt's

@@ -12,11 +12,21 @@ from workers.sequence import Sequence
 
 
 class LiveRequest:
-    __slots__ = ("arrival", "hold", "num_cached_tokens", "num_rows", "released", "request", "sequences")
+    __slots__ = (
+        "arrival",
+        "hold",
+        "leader",
+        "num_cached_tokens",
+        "num_rows",
+        "released",
+        "request",
+        "sequences",
+    )
 
     def __init__(self, request: Request, arrival: int) -> None:
         self.request = request
         self.arrival = arrival  # the how-manieth request this is
+        self.leader = request.live_indices[0]  # computes the prompt
         self.sequences: list[Sequence] = []  # those that have not ended
         self.num_rows = 0
         self.num_cached_tokens = 0  # of the prompt, found by its first sequence

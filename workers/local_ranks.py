@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 from multiprocessing.process import BaseProcess
 
 from protocol.deployment_secrets import DeploymentSecrets
 from protocol.model_source import ModelSource
 from workers.engine import Engine
-from workers.engine_builder import build_engine
 from workers.engine_config import EngineConfig
+from workers.threads import openmp_environment
 from workers.worker import Progress, Worker
 from workers.worker_config import Rendezvous, WorkerConfig
 
@@ -27,6 +28,9 @@ class LocalRanks:
     def __init__(
         self, config: EngineConfig, source: ModelSource, secrets: DeploymentSecrets, on_progress: Progress
     ) -> None:
+        _let_threads_sleep()
+        from workers.engine_builder import build_engine  # brings torch
+
         self._followers: list[BaseProcess] = []
         leader = Worker(_worker_config(config, secrets, 0), LOOPBACK)
         rendezvous = None
@@ -63,6 +67,14 @@ class LocalRanks:
                 follower.join()
             follower.close()
         self._followers.clear()
+
+
+def _let_threads_sleep() -> None:
+    """OpenMP reads this once, when torch loads. Where torch is here already, its waiting threads spin."""
+    if "torch" not in sys.modules:
+        for name, value in openmp_environment(1).items():
+            if name != "OMP_NUM_THREADS":  # torch is told; a user's other libraries keep theirs
+                os.environ.setdefault(name, value)
 
 
 def follow(config: WorkerConfig, rendezvous: Rendezvous) -> None:

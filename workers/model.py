@@ -26,9 +26,7 @@ class ForwardBatch:
     positions: Tensor  # [tokens] int64
     slots: Tensor  # [tokens] int64: block · block_size + offset
     attention: AttentionPlan
-    sampled: (
-        Tensor | None
-    )  # [samples] int64, tokens after which one is drawn; None: after every token, in order
+    sampled: Tensor  # [samples] int64: the tokens after which one is drawn
 
 
 class Decoder:
@@ -69,7 +67,7 @@ class Decoder:
         self, layer: LayerWeights, normed: Tensor, cos: Tensor, sin: Tensor, batch: ForwardBatch, kv: Tensor
     ) -> Tensor:  # [tokens, q_heads, head_dim]
         """Rotated queries; keys and values go to the pool."""
-        qkv = layer.qkv(normed).unflatten(-1, (-1, self._spec.head_dim))
+        qkv = layer.qkv(normed).view(normed.shape[0], -1, self._spec.head_dim)
         self._kernels.rope_kv_write(qkv, cos, sin, kv, batch.slots)
         return qkv[:, : self._num_heads]
 

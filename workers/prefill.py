@@ -132,7 +132,7 @@ class Prefill:
         if not self._kv.admit(table, tokens, matched, reserve):
             return False
         sequence.num_computed = len(matched) * self._kv.block_size
-        if not sequence.started and sequence.index == 0:
+        if not sequence.started and sequence.index == live.leader:
             live.num_cached_tokens = min(sequence.num_computed, sequence.lengths.prompt)
         self._kv.count(table, len(tokens), len(matched), sequence.started, self._bypasses(sequence))
         return True

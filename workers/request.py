@@ -25,6 +25,7 @@ class Request:
     generated: tuple[bytes, ...] = ()  # of a request that moved here, one entry a sequence
     priority: int = 0  # lower is earlier
     adapter: str | None = None
+    finished: tuple[int, ...] = ()  # sequences that ended before a move: they do not run again
 
     def __post_init__(self) -> None:
         if not self.prompt:
@@ -38,10 +39,18 @@ class Request:
                 f"a moved request with n={self.sampling.n} brought the tokens of {len(self.generated)} sequences",
                 param="n",
             )
+        if len(self.live_indices) != self.sampling.n - len(self.finished) or not self.live_indices:
+            raise InvalidRequest(
+                "a request needs sequences that have not finished, each named once", param="n"
+            )
 
     @property
     def num_prompt_tokens(self) -> int:
         return len(self.prompt) // TOKEN_BYTES
+
+    @property
+    def live_indices(self) -> list[int]:
+        return [index for index in range(self.sampling.n) if index not in self.finished]
 
     @classmethod
     def from_submit(cls, submit: Submit) -> Request:
@@ -54,4 +63,5 @@ class Request:
             generated=submit.generated,
             priority=submit.priority,
             adapter=submit.adapter,
+            finished=submit.finished,
         )

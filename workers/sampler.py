@@ -1,6 +1,6 @@
 """Draws the next token of every row of a step in one pass, greedy and random rows mixed.
 
-    logprobs (raw)  ->  allowed ids, min_tokens, logit bias  ->  penalties  ->  temperature  ->  min-p, top-k, top-p  ->  draw
+    raw logprobs -> allowed ids, min_tokens, logit bias -> penalties -> temperature -> min-p, top-k, top-p -> draw
 
 What a row draws depends on its logits, its seed and the token's position: never on the rows beside it.
 """

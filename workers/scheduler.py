@@ -223,4 +223,4 @@ class Scheduler:
 
 
 def _may_start(sequence: Sequence) -> bool:
-    return sequence.index == 0 or sequence.live.released
+    return sequence.index == sequence.live.leader or sequence.live.released

@@ -9,10 +9,11 @@ from __future__ import annotations
 import socket
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed import ProcessGroupGloo, TCPStore
+from torch.distributed import ProcessGroupGloo, TCPStore  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +33,9 @@ class Shard:
 class TensorParallelGroup:
     """One rank's end. All ranks call the same methods in the same order."""
 
-    def __init__(self, shard: Shard | None = None, process_group: ProcessGroupGloo | None = None) -> None:
+    def __init__(self, shard: Shard | None = None, process_group: Any = None) -> None:
         self.shard = shard or Shard()
-        self._process_group = process_group
+        self._process_group = process_group  # a ProcessGroupGloo, whose stubs lack what it can do
         assert (process_group is None) == (self.size == 1), "several ranks need a process group, one has none"
 
     @property
@@ -81,10 +82,11 @@ def connect_group(rank: int, size: int, host: str, port: int, timeout_s: float) 
         return TensorParallelGroup()
     timeout = timedelta(seconds=timeout_s)
     store = _join_store(rank, size, host, port, timeout)
-    options = ProcessGroupGloo._Options()
-    options._devices = [ProcessGroupGloo.create_device(hostname=_own_address(host, port))]
+    gloo: Any = ProcessGroupGloo
+    options = gloo._Options()
+    options._devices = [gloo.create_device(hostname=_own_address(host, port))]
     options._timeout = timeout
-    return TensorParallelGroup(Shard(rank, size), ProcessGroupGloo(store, rank, size, options))
+    return TensorParallelGroup(Shard(rank, size), gloo(store, rank, size, options))
 
 
 def free_port(host: str) -> int:

@@ -106,12 +106,12 @@ def _layer(spec: ModelSpec, names: WeightNames, index: int) -> LayerLayout:
         return [template.format(index) for template in templates]
 
     return LayerLayout(
-        attention_norm=_norm(spec, *named(names.attention_norm)),
+        attention_norm=_norm(spec, names.attention_norm.format(index)),
         qkv=_fused(named(names.q, names.k, names.v), (q, kv, kv), hidden, spec.attention_bias),
-        o=_summed(*named(names.o), hidden, q, spec.attention_bias),
-        mlp_norm=_norm(spec, *named(names.mlp_norm)),
+        o=_summed(names.o.format(index), hidden, q, spec.attention_bias),
+        mlp_norm=_norm(spec, names.mlp_norm.format(index)),
         gate_up=_fused(named(names.gate, names.up), (features, features), hidden, spec.mlp_bias),
-        down=_summed(*named(names.down), hidden, features, spec.mlp_bias),
+        down=_summed(names.down.format(index), hidden, features, spec.mlp_bias),
     )
 
 

@@ -110,7 +110,7 @@ class _Loader:
             return self._tensor(pieces[0])
         sizes = [self._num_rows(piece) for piece in pieces]
         fused = torch.empty(sum(sizes), *pieces[0].shape[1:], dtype=self._dtype)
-        for piece, target in zip(pieces, fused.split(sizes), strict=True):
+        for piece, target in zip(pieces, torch.split(fused, sizes), strict=True):
             target.copy_(self._read(piece))
         return fused
 

@@ -41,9 +41,9 @@ from protocol.messages import (
 )
 from protocol.sampling import SamplingParams
 from protocol.tokens import TOKEN_BYTES, pack_tokens
+from router.routed_request import RoutedRequest
 from router.router import Router
 from router.router_config import RouterConfig
-from router.routed_request import RoutedRequest
 
 BLOCK_SIZE = 4
 IDENTITY = Identity("model", "model-digest", "tokenizer-digest")
@@ -75,7 +75,7 @@ class FakeReplica:
     reject_code: str | None = None
     reported_cached_tokens: int | None = None  # a lie
     die_after_tokens: int | None = None  # of the longest sequence
-    load: Load = Load(0, 0, 1024, 0, 0, 0)
+    load: Load = field(default_factory=lambda: Load(0, 0, 1024, 0, 0, 0))
 
     submits: list[Submit] = field(default_factory=list)
     cancels: list[str] = field(default_factory=list)
@@ -87,12 +87,14 @@ class FakeReplica:
     step_number: int = 0
     refusals: list[str] = field(default_factory=list)
     _server: asyncio.Server | None = None
+    _address: tuple[str, int] = ("", 0)  # outlives the server: the membership may still name it
     _stepper: asyncio.Task[None] | None = None
     _handlers: set[asyncio.Task[None]] = field(default_factory=set)
     _work: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def start(self) -> None:
         self._server = await asyncio.start_server(self._handle, "127.0.0.1", 0)
+        self._address = self._server.sockets[0].getsockname()
         self._stepper = asyncio.create_task(self._step_while_there_is_work())
 
     async def aclose(self) -> None:
@@ -105,8 +107,7 @@ class FakeReplica:
         await asyncio.gather(self._stepper, *self._handlers, return_exceptions=True)
 
     def info(self, state: ReplicaState = ReplicaState.READY, **changes: Any) -> ReplicaInfo:
-        assert self._server is not None
-        host, port = self._server.sockets[0].getsockname()
+        host, port = self._address
         return replace(ReplicaInfo(self.replica_id, state, self.incarnation, host, port), **changes)
 
     # Misbehaviour
@@ -340,7 +341,9 @@ async def make_router(
 def make_request() -> Callable[..., RoutedRequest]:
     numbers = iter(range(10**6))
 
-    def make(tokens: Sequence[int] = range(10), *, max_tokens: int = 3, n: int = 1, **more: Any) -> RoutedRequest:
+    def make(
+        tokens: Sequence[int] = range(10), *, max_tokens: int = 3, n: int = 1, **more: Any
+    ) -> RoutedRequest:
         sampling = SamplingParams(n=n, max_tokens=max_tokens, seed=1, temperature=0.0)
         return RoutedRequest(f"request-{next(numbers)}", pack_tokens(tokens), sampling, **more)
 

@@ -91,7 +91,9 @@ def candidates_strategy() -> st.SearchStrategy[list[Candidate]]:
 
 
 @given(candidates_strategy(), st.randoms(use_true_random=False))
-def test_the_order_of_the_candidates_changes_nothing(candidates: list[Candidate], order: random.Random) -> None:
+def test_the_order_of_the_candidates_changes_nothing(
+    candidates: list[Candidate], order: random.Random
+) -> None:
     shuffled = list(candidates)
     order.shuffle(shuffled)
     assert decide(*candidates) == decide(*shuffled)

@@ -1,14 +1,29 @@
-"""Small tokenizers made on the spot."""
+"""Small tokenizers made on the spot, and a router's core in memory behind a real endpoint."""
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import httpx2
+import openai
 import pytest
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from protocol.membership import ReplicaState, WorkerInfo
+from protocol.messages import FinishReason, Load, SequenceOutput, TokenLogprob
+from router.api import create_app
+from router.api_config import ApiConfig
+from router.http_server import HttpServer
+from router.prefix_index import IndexState
+from router.routed_request import Decision, Reason, RoutedRequest
+from router.router_status import ReplicaStatus, RouterCounters, RouterStatus
 from router.tokenizer import Tokenizer
 
 CHAT_TEMPLATE = (
@@ -68,3 +83,132 @@ def prefix_space_tokenizer() -> Tokenizer:
         single="<s> $A", special_tokens=[("<s>", vocabulary["<s>"])]
     )
     return Tokenizer(backend, bos_token="<s>")
+
+
+class FakeGeneration:
+    """Says its scripted outputs; `gate` holds them back, `fails` ends it."""
+
+    def __init__(self, request: RoutedRequest, script: Script) -> None:
+        self.request = request
+        self.decision = Decision("replica-1", script.cached, 0.0, Reason.PREFIX)
+        self.replica = "replica-1"
+        self._script = script
+
+    async def __aiter__(self) -> AsyncIterator[SequenceOutput]:
+        script, sampling = self._script, self.request.sampling
+        last = min(len(script.token_ids), sampling.max_tokens or 0) - 1
+        for place, token_id in enumerate(script.token_ids[: last + 1]):
+            if script.gate is not None and place == script.gate_at:
+                await script.gate.wait()
+            if script.fails is not None and place == script.fails_at:
+                raise script.fails
+            await asyncio.sleep(0)
+            for index in range(sampling.n):
+                yield self._output(index, token_id, place == last)
+
+    def _output(self, index: int, token_id: int, last: bool) -> SequenceOutput:
+        ended = token_id in self._script.eos
+        reason = FinishReason.STOP if ended else FinishReason.LENGTH if last else None
+        top = tuple((token_id + other, -1.0 - other) for other in range(self.request.sampling.logprobs or 0))
+        logprobs = None if self.request.sampling.logprobs is None else (TokenLogprob(-1.0, 1, top),)
+        return SequenceOutput(
+            self.request.request_id, index, (token_id,), self._script.cached, reason, logprobs=logprobs
+        )
+
+
+@dataclass(slots=True)
+class Script:
+    """What every request is answered with."""
+
+    token_ids: list[int] = field(default_factory=list)
+    eos: tuple[int, ...] = ()
+    cached: int = 0
+    gate: asyncio.Event | None = None
+    gate_at: int = 0
+    refuses: Exception | None = None
+    fails: Exception | None = None
+    fails_at: int = 0
+
+
+class FakeRouter:
+    """A router's core in memory, with one replica that follows the script."""
+
+    def __init__(self) -> None:
+        self.script = Script()
+        self.ready = True
+        self.draining = False
+        self.max_model_len: int | None = 256
+        self.counters = RouterCounters()
+        self.blocks_in_use = 0
+        self.requests: list[RoutedRequest] = []
+        self.num_open = 0
+        self.left = asyncio.Event()  # some request's context was left
+
+    def says(self, tokenizer: Tokenizer, text: str, *, cached: int = 0) -> Script:
+        """From now on every answer is this text."""
+        token_ids = [*tokenizer.encode(text), *tokenizer.eos_token_ids]
+        self.script = Script(token_ids, tokenizer.eos_token_ids, cached)
+        return self.script
+
+    @asynccontextmanager
+    async def open(self, request: RoutedRequest) -> AsyncIterator[FakeGeneration]:
+        if self.script.refuses is not None:
+            raise self.script.refuses
+        self.requests.append(request)
+        self.num_open += 1
+        try:
+            yield FakeGeneration(request, self.script)
+        finally:
+            self.num_open -= 1
+            self.left.set()
+
+    async def reset_prefix_cache(self) -> int:
+        return self.blocks_in_use
+
+    def status(self) -> RouterStatus:
+        load = Load(1, 2, 100, 40, 30, 0, num_preemptions=5)
+        workers = (WorkerInfo(0, 4711, "node-a"),)
+        replica = ReplicaStatus(
+            *("replica-1", ReplicaState.READY, 3, True, IndexState.SYNCED, 70, 1, 0, load, workers, "")
+        )
+        return RouterStatus(
+            *("router-0", "tiny", self.ready, self.draining, 16, self.max_model_len, 1, 0, (replica,))
+        )
+
+
+@pytest.fixture
+def router() -> FakeRouter:
+    return FakeRouter()
+
+
+ServeFactory = Callable[..., Awaitable[str]]
+
+
+@pytest.fixture
+async def serve(router: FakeRouter, tokenizer: Tokenizer) -> AsyncIterator[ServeFactory]:
+    """Starts the endpoint on a real socket and gives its URL; keywords go to its configuration."""
+    async with AsyncExitStack() as stack:
+
+        async def start(**options: Any) -> str:
+            app = create_app(router, options.pop("tokenizer", tokenizer), ApiConfig("tiny", **options))
+            server = await stack.enter_async_context(HttpServer(app, "127.0.0.1", 0, grace_s=1))
+            return f"http://127.0.0.1:{server.port}"
+
+        yield start
+
+
+@pytest.fixture
+async def url(serve: ServeFactory) -> str:
+    return await serve()
+
+
+@pytest.fixture
+async def client(url: str) -> AsyncIterator[openai.AsyncOpenAI]:
+    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as made:
+        yield made
+
+
+@pytest.fixture
+async def http(url: str) -> AsyncIterator[httpx2.AsyncClient]:
+    async with httpx2.AsyncClient(base_url=url) as made:
+        yield made

@@ -1,4 +1,4 @@
-"""Holds what the built-in model promises: small, loads in transformers, answers like a very small language model."""
+"""Holds what the built-in model promises: small, loadable by transformers, no noise in what it says."""
 
 import hashlib
 import re
@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from sapling import chats, sentences
+from sapling import sentences
 from sapling.corpus import stream
 from sapling.documents import people, table
+from sapling.exchanges import WHO_I_AM
 from sapling.facts import COUNTRIES
 from sapling.model import Sapling, Shape
 from sapling.words import FIRST_NAMES
@@ -142,7 +143,7 @@ def test_ends_a_sentence_grammatically(
     ("question", "answer"),
     [
         ("Hello!", "Hello!"),
-        ("Who are you?", chats.WHO_I_AM),
+        ("Who are you?", WHO_I_AM),
         ("What is the capital of Italy?", "Rome"),
         ("What is 2 plus 3?", "5"),
         ("Tell me a story.", "."),

@@ -1,0 +1,117 @@
+"""The driver: starts a deployment, tells how it goes, and on a signal has it drained and stopped.
+
+It holds nothing that the deployment needs. On a Ray that is joined, killing it stops nothing; a signal makes it send
+one call, which the controller finishes alone (`ray job stop` kills the driver three seconds after its SIGTERM).
+Used by `python -m controller` and by `trunkline serve`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from ray.exceptions import RayError
+
+from controller.config import DeploymentConfig
+from controller.deployment import Deployment
+from controller.local_ray import connected
+from controller.progress import Progress, ready_text
+from controller.status import Phase
+
+FORCED_STOP_TIMEOUT_S = 10.0
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def serve(
+    config: DeploymentConfig,
+    address: str | None = None,
+    *,
+    detach: bool = False,
+    launched: Callable[[str], None] = lambda text: None,
+) -> int:
+    """The exit status, once everything has been stopped. With `detach` (a joined Ray only), at once."""
+    began = time.monotonic()
+    try:
+        with connected(address, config) as cluster:
+            print(
+                f"Ray {cluster.address} after {time.monotonic() - began:.1f} s", file=sys.stderr, flush=True
+            )
+            deployment = Deployment.launch(config)
+            launched(f"Trunkline starts on Ray {cluster.address}; logs: {cluster.log_directory}")
+            if detach:
+                return 0
+            return asyncio.run(Foreground(deployment, config, cluster.log_directory, began).run())
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+
+
+class Foreground:
+    def __init__(
+        self, deployment: Deployment, config: DeploymentConfig, logs: Path | None, began_s: float
+    ) -> None:
+        self._deployment = deployment
+        self._config = config
+        self._logs = logs
+        self._began_s = began_s
+        self._progress = Progress(config.replicas)
+        self._first = asyncio.Event()
+        self._second = asyncio.Event()
+
+    async def run(self) -> int:
+        loop = asyncio.get_running_loop()
+        for each in SIGNALS:
+            loop.add_signal_handler(each, self._interrupt)
+        try:
+            following = asyncio.create_task(self._follow())
+            interrupted = asyncio.create_task(self._first.wait())
+            await asyncio.wait([following, interrupted], return_when=asyncio.FIRST_COMPLETED)
+            return await following if following.done() else await self._stop(following)
+        except RayError as error:
+            print(f"Ray has failed: {error}", file=sys.stderr)
+            return 1
+        finally:
+            self._progress.close()
+            for each in SIGNALS:
+                loop.remove_signal_handler(each)
+
+    def _interrupt(self) -> None:
+        (self._second if self._first.is_set() else self._first).set()
+
+    async def _follow(self) -> int:
+        """Until somebody else has stopped the deployment, or it cannot start."""
+        announced = False
+        async for status in self._deployment.statuses():
+            self._progress.show(status)
+            if status.phase is Phase.HOPELESS:
+                self._progress.close()
+                print(f"\nThe deployment cannot start: {status.detail}", file=sys.stderr, flush=True)
+                await self._deployment.stop(0.0)
+                return 1
+            if status.phase is Phase.READY and not announced:
+                announced = True
+                self._progress.close()
+                taken_s = time.monotonic() - self._began_s
+                print(ready_text(self._config, status, self._logs, taken_s), flush=True)
+        print("The deployment has stopped.", file=sys.stderr, flush=True)
+        return 0
+
+    async def _stop(self, following: asyncio.Task[int]) -> int:
+        self._progress.close()
+        grace_s = self._config.drain_timeout_s
+        print(
+            f"\nStopping: running requests have {grace_s:g} s. Ctrl-C again stops at once.", file=sys.stderr
+        )
+        stopping = asyncio.create_task(self._deployment.stop(grace_s))
+        forced = asyncio.create_task(self._second.wait())
+        await asyncio.wait([stopping, forced], return_when=asyncio.FIRST_COMPLETED)
+        if not stopping.done():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._deployment.stop(0.0), FORCED_STOP_TIMEOUT_S)
+        forced.cancel()
+        following.cancel()
+        return 0

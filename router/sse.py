@@ -1,0 +1,23 @@
+"""Server-sent events as OpenAI's clients read them: one JSON a line, and a last word."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+DONE = b"data: [DONE]\n\n"
+HEADERS = {
+    "content-type": "text/event-stream; charset=utf-8",
+    "cache-control": "no-cache",
+    "x-accel-buffering": "no",  # proxies in front must not collect chunks
+}
+
+
+def json_bytes(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+
+
+def events(values: Iterable[Any]) -> bytes:
+    """Several events in one write."""
+    return b"".join(b"data: " + json_bytes(value) + b"\n\n" for value in values)

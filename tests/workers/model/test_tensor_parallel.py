@@ -1,0 +1,94 @@
+"""Two ranks over gloo on loopback against one worker, and what cannot be divided."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from protocol.codec import encode
+from protocol.errors import UnsupportedModel
+from protocol.sampling import SamplingParams
+from workers.cpu_runner import CpuRunner
+from workers.families import llama
+from workers.hf_config import read_config
+from workers.runner_config import RunnerConfig
+from workers.step_plan import SampledTokens, StepPlan
+from workers.tensor_parallel import Shard, TensorParallelGroup, connect_group, free_port
+from workers.weight_layout import check_divides
+
+ROOT = Path(__file__).parents[3]
+
+
+def recorded_run(driver: Any) -> tuple[list[StepPlan], list[list[SampledTokens]]]:
+    """A greedy row in chunks, one with logprobs beside it, alone on one worker."""
+    rows = [
+        driver.add([1, 17, 42, 5, 77, 31]),
+        driver.add([9, 8, 7], SamplingParams(temperature=0.0, logprobs=3)),
+    ]
+    driver.generate(rows, 36, chunk=4)
+    return driver.plans, [driver.sequences[row].drawn for row in rows]
+
+
+@pytest.fixture
+def follow(tmp_path: Path) -> Iterator[Any]:
+    """Starts rank 1 for a checkpoint and its plans, and sees to it that it ended well."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(directory: Path, port: int, plans: list[StepPlan]) -> None:
+        file = tmp_path / "plans"
+        file.write_bytes(pickle.dumps([encode(plan) for plan in plans]))
+        command = [sys.executable, str(Path(__file__).with_name("follower.py")), directory, str(port), file]
+        started.append(subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}))
+
+    yield start
+    for process in started:
+        try:
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("variant", ("untied_llama3", "biased_linear"))
+def test_two_workers_draw_the_tokens_of_one(
+    variant: str, open_runner: Any, make_checkpoint: Any, drive: Any, follow: Any
+) -> None:
+    plans, expected = recorded_run(drive(open_runner(variant)))
+    port = free_port("127.0.0.1")
+    follow(make_checkpoint(variant), port, plans)
+    config = RunnerConfig(make_checkpoint(variant), "float32", 4, max_num_seqs=8)
+    runner = CpuRunner(config, connect_group(0, 2, "127.0.0.1", port, 60.0))
+    drawn = [runner.execute(plan) for plan in plans]
+    runner.close()
+    tokens = [token for each in drawn for token in each.token_ids]
+    assert tokens == [token for step in replay(plans, expected) for token in step]
+
+
+def replay(plans: list[StepPlan], drawn: list[list[SampledTokens]]) -> Iterator[list[int]]:
+    """What each plan drew, from what each row drew."""
+    rows = [iter(row) for row in drawn]
+    for plan in plans:
+        yield [next(rows[step.row]).token_ids[0] for step in plan.rows if step.sample]
+
+
+def test_heads_that_do_not_divide_are_refused_with_the_sizes_that_would(make_checkpoint: Any) -> None:
+    spec = llama.spec(read_config(make_checkpoint()))
+    with pytest.raises(
+        UnsupportedModel, match="2 KV heads.*among 3 workers: tensor_parallel_size can be 1, 2"
+    ):
+        check_divides(spec, 3)
+
+
+def test_a_group_of_one_exchanges_nothing() -> None:
+    group = TensorParallelGroup()
+    assert (group.rank, group.size, group.minimum(7)) == (0, 1, 7)
+
+
+def test_ranks_share_out_what_divides() -> None:
+    assert [Shard(rank, 3).of(12) for rank in range(3)] == [slice(0, 4), slice(4, 8), slice(8, 12)]

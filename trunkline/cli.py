@@ -1,0 +1,166 @@
+"""The `trunkline` command: serve, generate, status, stop. Options are named as in `vllm serve` where that has them.
+
+Only reads the command line; each subcommand's module is imported when it is chosen, so `--help` is instant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from protocol.errors import TrunklineError
+from trunkline import __version__
+from trunkline.checks import check_kernels
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit status. A user's mistake is one sentence on stderr and status 2."""
+    options = build_parser().parse_args(arguments)
+    try:
+        if (warning := check_kernels()) is not None:
+            print(f"warning: {warning}", file=sys.stderr)
+        return _run(options)
+    except TrunklineError as error:
+        print(f"error: {error.message}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        return 141
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.command == "serve":
+        from trunkline import serve
+
+        return serve.run(options)
+    if options.command == "generate":
+        from trunkline import generate
+
+        return generate.run(options)
+    if options.command == "status":
+        from trunkline import status
+
+        return status.run(options)
+    from trunkline import stop
+
+    return stop.run(options)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="trunkline", description="Serve large language models from many GPUs on Ray."
+    )
+    parser.add_argument("--version", action="version", version=f"trunkline {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_serve(commands.add_parser("serve", help="start an OpenAI-compatible endpoint"))
+    _add_generate(commands.add_parser("generate", help="complete prompts without a server"))
+    _add_status(commands.add_parser("status", help="show a running deployment"))
+    _add_stop(commands.add_parser("stop", help="drain a running deployment and stop it"))
+    return parser
+
+
+def _add_serve(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Start replicas of a model and an OpenAI-compatible endpoint in front of them. Without --address a Ray is "
+        "started on this machine and ends with the command. Ctrl-C drains and stops everything."
+    )
+    deployment = parser.add_argument_group("deployment")
+    deployment.add_argument(
+        "--config", metavar="FILE", help="YAML as in cluster_configs/; options here go first"
+    )
+    deployment.add_argument("--replicas", "--data-parallel-size", type=int, metavar="N", help="default: 2")
+    deployment.add_argument("--num-cpus", type=float, metavar="N", help="CPUs and threads of each worker")
+    deployment.add_argument("--num-gpus", type=float, metavar="N", help="GPUs of each worker (default: 0)")
+    deployment.add_argument(
+        "--address", help="a running Ray to join (default: RAY_ADDRESS, else one of its own)"
+    )
+    deployment.add_argument("--detach", action="store_true", help="return at once; `trunkline stop` ends it")
+    deployment.add_argument("--drain-timeout", type=float, metavar="SECONDS", help="default: 30")
+    endpoint = parser.add_argument_group("endpoint")
+    endpoint.add_argument("--host", help="address to listen at (default: 127.0.0.1; others need an API key)")
+    endpoint.add_argument("--port", type=int, help="default: 8000; 0 takes a free one")
+    endpoint.add_argument(
+        "--routers", type=int, metavar="N", help="number of routers, on ports from --port on"
+    )
+    endpoint.add_argument("--api-key", action="append", metavar="KEY", help="may be given several times")
+    endpoint.add_argument("--api-key-file", metavar="FILE", help="one key a line")
+    endpoint.add_argument("--served-model-name", metavar="NAME", help="what clients ask for (default: MODEL)")
+    add_model_options(parser)
+
+
+def _add_generate(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Complete prompts in this process, without Ray and without a server."
+    parser.add_argument(
+        "--prompt", action="append", metavar="TEXT", help="several times; default: stdin's lines"
+    )
+    sampling = parser.add_argument_group("sampling")
+    sampling.add_argument("--max-tokens", type=int, default=16, metavar="N")
+    sampling.add_argument("--temperature", type=float, default=1.0)
+    sampling.add_argument("--top-p", type=float, default=1.0)
+    sampling.add_argument("--top-k", type=int, default=0)
+    sampling.add_argument("--stop", action="append", metavar="TEXT", help="may be given several times")
+    sampling.add_argument("--sampling-seed", type=int, metavar="N", help="of each request (default: none)")
+    sampling.add_argument("--n", type=int, default=1, help="completions of each prompt")
+    parser.add_argument("--json", action="store_true", help="one JSON object a prompt")
+    add_model_options(parser)
+
+
+def _add_status(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--url", default=DEFAULT_URL, help=f"of a router (default: {DEFAULT_URL})")
+    parser.add_argument("--api-key", metavar="KEY", help="default: the environment's TRUNKLINE_API_KEY")
+    parser.add_argument("--json", action="store_true", help="for programs")
+
+
+def _add_stop(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--address", help="the deployment's Ray (default: RAY_ADDRESS, else this machine's)")
+    parser.add_argument("--grace", type=float, metavar="SECONDS", help="for running requests (default: 30)")
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """What `serve` and `generate` share. None means: the default, or what the configuration file says."""
+    parser.add_argument("model_name", nargs="?", metavar="MODEL", help="a directory, a hub name, or sapling")
+    engine = parser.add_argument_group("model and engine")
+    engine.add_argument("--model", help="the same as MODEL (default: sapling)")
+    engine.add_argument("--tensor-parallel-size", "-tp", type=int, metavar="N", help="workers of one replica")
+    engine.add_argument("--dtype", help="auto, float32, bfloat16 or float16")
+    engine.add_argument("--max-model-len", type=int, metavar="TOKENS", help="prompt and answer together")
+    engine.add_argument("--block-size", type=int, metavar="TOKENS", help="of one block of KV")
+    engine.add_argument("--kv-cache-memory-bytes", type=int, metavar="BYTES", help="of each worker's pool")
+    engine.add_argument("--gpu-memory-utilization", type=float, metavar="SHARE", help="default: 0.9")
+    engine.add_argument("--max-num-seqs", type=int, metavar="N", help="sequences running at once")
+    engine.add_argument("--max-num-batched-tokens", type=int, metavar="TOKENS", help="token budget of a step")
+    engine.add_argument(
+        "--enable-prefix-caching",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="reuse the KV of equal prompt beginnings (default: yes)",
+    )
+    engine.add_argument("--seed", type=int, metavar="N", help="of dummy weights and unseeded sampling")
+    engine.add_argument("--load-format", help="auto, safetensors or dummy")
+
+
+ENGINE_OPTIONS = (
+    "tensor_parallel_size",
+    "dtype",
+    "max_model_len",
+    "block_size",
+    "kv_cache_memory_bytes",
+    "gpu_memory_utilization",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "enable_prefix_caching",
+    "seed",
+    "load_format",
+)
+
+
+def model_options(options: argparse.Namespace) -> dict[str, Any]:
+    """Those that were given, by the names that the configuration and `LLM` have for them."""
+    given: dict[str, Any] = {name: getattr(options, name) for name in ENGINE_OPTIONS}
+    given["model"] = options.model_name or options.model
+    return {name: value for name, value in given.items() if value is not None}

@@ -1,0 +1,61 @@
+"""`trunkline serve`: the command line laid over a configuration file, then the controller's foreground process."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import Any
+
+from controller.config import DeploymentConfig, build_config, load_config
+from protocol.model_source import resolve_model
+from router.auth import check_bind
+from trunkline.cli import model_options
+
+MAX_THREADS_A_WORKER = 16  # more gain nothing on one replica
+
+
+def run(options: argparse.Namespace) -> int:
+    """The exit status. What a user can get wrong is found before anything starts."""
+    config = config_from(options).with_keys_read()
+    check_bind(config.routers.host, config.api_keys)
+    resolve_model(config.model, served_name=config.served_model_name)
+    from controller.background import serve
+
+    return serve(config, options.address, detach=options.detach)
+
+
+def config_from(options: argparse.Namespace) -> DeploymentConfig:
+    """Raises InvalidRequest."""
+    overrides = _overrides(options)
+    if options.config is not None:
+        return load_config(options.config, overrides)
+    config = build_config(overrides)
+    on_its_own = not (options.address or os.environ.get("RAY_ADDRESS"))
+    return with_all_cores(config) if on_its_own and options.num_cpus is None else config
+
+
+def with_all_cores(config: DeploymentConfig, cores: int | None = None) -> DeploymentConfig:
+    """On a machine of its own each worker gets an equal share of the cores, at least one."""
+    share = (cores or os.cpu_count() or 1) // (config.replicas * config.tensor_parallel_size)
+    threads = float(min(max(1, share), MAX_THREADS_A_WORKER))
+    return config.model_copy(update={"worker": config.worker.model_copy(update={"num_cpus": threads})})
+
+
+def _overrides(options: argparse.Namespace) -> dict[str, Any]:
+    given = model_options(options)
+    top = {
+        "replicas": options.replicas,
+        "served_model_name": options.served_model_name,
+        "api_keys": options.api_key,
+        "api_key_file": options.api_key_file,
+        "drain_timeout_s": options.drain_timeout,
+    }
+    worker = {"num_cpus": options.num_cpus, "num_gpus": options.num_gpus}
+    routers = {"count": options.routers, "host": options.host, "port": options.port}
+    given |= _present(top)
+    sections = {"worker": _present(worker), "routers": _present(routers)}
+    return given | {name: section for name, section in sections.items() if section}
+
+
+def _present(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
