@@ -115,7 +115,10 @@ class Controller:
         if action.verb is Verb.FORGET:
             del self._units[action.unit]
         elif action.verb is Verb.DRAIN:
-            self._tasks.create_task(self._drain(self._units[action.unit]))
+            unit = self._units[action.unit]
+            was_ready = unit.state is ReplicaState.READY
+            unit.state, unit.detail = ReplicaState.DRAINING, ""
+            self._tasks.create_task(self._drain(unit, was_ready))
         else:
             await self._start(action.unit)
 
@@ -148,11 +151,8 @@ class Controller:
         await asyncio.wait([work])
         await launched.kill()
 
-    async def _drain(self, unit: Unit) -> None:
+    async def _drain(self, unit: Unit, was_ready: bool) -> None:
         assert unit.launched is not None and unit.work is not None, "a unit that is not alive cannot drain"
-        was_ready = unit.state is ReplicaState.READY
-        unit.state = ReplicaState.DRAINING
-        self._publish()
         if was_ready and not self._hurry.is_set():
             grace_s = self._state.stop_grace_s
             drain = asyncio.ensure_future(unit.launched.drain(grace_s or 0.0))

@@ -1,16 +1,14 @@
 """The Ray under a deployment: a slim one of our own on this machine, or a running one that is joined.
 
 Owned by the foreground process. Ours ends with it, and then leaves no process, socket file or shared memory; its logs
-stay. While ours runs, a file of mode 600 tells `trunkline stop` where it is.
+stay.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,15 +17,20 @@ from typing import Any
 
 import ray
 
+from controller.announcement import announced
 from controller.config import DeploymentConfig
 from controller.names import NAMESPACE
+from protocol.errors import InvalidRequest
 
-# Read by Ray's processes as they start: no idle workers, no metrics agent, no usage report.
+# Read by Ray's processes as they start: no idle workers, no metrics agent, no usage report; workers not niced (Ray's
+# default of 15 starves them beside anything else); no minute's wait for a head that has gone, since it cannot return.
 SLIM = {
     "RAY_enable_worker_prestart": "0",
     "RAY_prestart_worker_first_driver": "0",
     "RAY_enable_metrics_collection": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "5",
 }
 CHECKOUT = Path(__file__).resolve().parent.parent
 
@@ -50,13 +53,15 @@ def connected(address: str | None, config: DeploymentConfig) -> Iterator[RayClus
 @contextmanager
 def joined(address: str) -> Iterator[RayCluster]:
     """A Ray that runs already, and goes on afterwards."""
-    context: Any = ray.init(
-        address=address,
-        namespace=NAMESPACE,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        logging_config=ray.LoggingConfig(encoding="TEXT", log_level="INFO"),
-    )
+    _present_the_token()
+    try:
+        context = _init(address=address)
+    except (ConnectionError, RuntimeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise InvalidRequest(
+            f"cannot join the Ray at {address}: {reason}. Does it run, and does it know this user's token "
+            "(~/.ray/auth_token, or RAY_AUTH_TOKEN with RAY_AUTH_MODE=token)?"
+        ) from None
     try:
         session = context.address_info.get("session_dir")
         gcs_address = str(context.address_info.get("gcs_address", address))
@@ -70,18 +75,10 @@ def _own_ray(config: DeploymentConfig) -> Iterator[RayCluster]:
     session: Path | None = None
     with _environment({**SLIM, "PYTHONPATH": _python_path()}):
         try:
-            context: Any = ray.init(
-                address="local",
-                include_dashboard=False,
-                num_cpus=logical_cpus(config),
-                namespace=NAMESPACE,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                logging_config=ray.LoggingConfig(encoding="TEXT", log_level="INFO"),
-            )
+            context = _init(address="local", include_dashboard=False, num_cpus=logical_cpus(config))
             session = Path(context.address_info["session_dir"])
             address = str(context.address_info["gcs_address"])
-            with _announced(address):
+            with announced(address):
                 yield RayCluster(address, session / "logs", is_ours=True)
         finally:
             ray.shutdown()
@@ -89,40 +86,31 @@ def _own_ray(config: DeploymentConfig) -> Iterator[RayCluster]:
                 shutil.rmtree(session / "sockets", ignore_errors=True)  # Ray leaves one behind
 
 
+def _present_the_token() -> None:
+    """A Ray that was started with tokens refuses whoever shows none, and Ray shows one only where it is told to."""
+    has_token = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
+    if has_token or (Path.home() / ".ray" / "auth_token").is_file():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def _init(**options: Any) -> Any:
+    """Ray's context. Actors log to Ray's files; what Ray says to everybody who connects is kept to itself."""
+    logging.disable(logging.WARNING)
+    try:
+        return ray.init(
+            namespace=NAMESPACE,
+            log_to_driver=False,
+            logging_config=ray.LoggingConfig(encoding="TEXT", log_level="INFO"),
+            **options,
+        )
+    finally:
+        logging.disable(logging.NOTSET)
+
+
 def logical_cpus(config: DeploymentConfig) -> int:
     """What Ray is told: at least what the replicas ask for, so that a small machine starts them all."""
     asked = config.replicas * config.tensor_parallel_size * config.worker.num_cpus
     return max(os.cpu_count() or 1, int(asked + 0.999))
-
-
-def running_addresses() -> list[str]:
-    """Of this user's own Rays under running deployments on this machine."""
-    found = []
-    for file in sorted(_announcements().glob("*.address")) if _announcements().is_dir() else []:
-        if Path(f"/proc/{file.stem}").exists():
-            found.append(file.read_text(encoding="utf-8"))
-        else:
-            file.unlink(missing_ok=True)  # its process was killed
-    return found
-
-
-@contextmanager
-def _announced(address: str) -> Iterator[None]:
-    directory = _announcements()
-    directory.mkdir(mode=0o700, exist_ok=True)
-    file = directory / f"{os.getpid()}.address"
-    file.write_text(address, encoding="utf-8")
-    file.chmod(0o600)
-    try:
-        yield
-    finally:
-        file.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            directory.rmdir()  # not while another deployment is in it
-
-
-def _announcements() -> Path:
-    return Path(tempfile.gettempdir()) / f"trunkline-{os.getuid()}"
 
 
 def _python_path() -> str:

@@ -1,4 +1,4 @@
-"""kv[:, destination] = kv[:, source] for whole blocks: copy on write.
+"""kv[:, :, destination] = kv[:, :, source] for whole blocks: copy on write.
 
 All reads come before all writes, so a destination may be another pair's source.
 """
@@ -9,8 +9,8 @@ from torch import Tensor
 
 
 def copy_blocks(
-    kv: Tensor,  # [2, num_blocks, ...], written
+    kv: Tensor,  # [2, kv_heads, num_blocks, block_size, head_dim], written
     sources: Tensor,  # [pairs] int64
     destinations: Tensor,  # [pairs] int64
 ) -> None:
-    kv.index_copy_(1, destinations, kv.index_select(1, sources))
+    kv.index_copy_(2, destinations, kv.index_select(2, sources))

@@ -45,5 +45,5 @@ def select_kernels(dtype: torch.dtype, block_size: int) -> Kernels:
 
 
 def kv_shape(num_blocks: int, block_size: int, kv_heads: int, head_dim: int) -> tuple[int, ...]:
-    """Of one layer's pool. On a CPU a block is a run of tokens, so that gathered blocks read as one sequence."""
-    return (2, num_blocks, block_size, kv_heads, head_dim)
+    """Of one layer's pool. On a CPU heads come first: what is gathered then is one matrix per head."""
+    return (2, kv_heads, num_blocks, block_size, head_dim)

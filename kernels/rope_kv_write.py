@@ -14,13 +14,13 @@ def rope_kv_write(
     qkv: Tensor,  # [tokens, q_heads + 2 · kv_heads, head_dim], q and k are rotated in place
     cos: Tensor,  # [tokens, 1, head_dim]
     sin: Tensor,  # [tokens, 1, head_dim]
-    kv: Tensor,  # [2, num_blocks, block_size, kv_heads, head_dim], written
+    kv: Tensor,  # [2, kv_heads, num_blocks, block_size, head_dim], written
     slots: Tensor,  # [tokens] int64
 ) -> None:
-    kv_heads, head_dim = kv.shape[3:]
+    kv_heads, head_dim = kv.shape[1], kv.shape[4]
     num_rotated = qkv.shape[1] - kv_heads
     rotated = qkv[:, :num_rotated]
     rolled = rotated.roll(head_dim // 2, -1)
     rotated.mul_(cos).addcmul_(rolled, sin)
-    new = qkv[:, num_rotated - kv_heads :].view(-1, 2, kv_heads, head_dim)  # [tokens, 2, kv_heads, head_dim]
-    kv.flatten(1, 2).index_copy_(1, slots, new.transpose(0, 1))
+    new = qkv[:, num_rotated - kv_heads :].view(-1, 2, kv_heads, head_dim)
+    kv.flatten(2, 3).index_copy_(2, slots, new.permute(1, 2, 0, 3))

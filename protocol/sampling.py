@@ -16,6 +16,7 @@ MAX_N = 128
 MAX_LOGPROBS = 20
 MAX_STOPS = 32
 MAX_STOP_CHARACTERS = 512
+REPETITION_PENALTIES = (0.01, 100.0)  # beyond, logits overflow and every token is as likely as any
 GREEDY_BELOW = 1e-5  # a temperature under this is greedy
 
 
@@ -83,11 +84,11 @@ class SamplingParams:
         for name in ("presence_penalty", "frequency_penalty"):
             value = getattr(self, name)
             _check(-2.0 <= value <= 2.0, name, f"{name} must be in [-2, 2], not {value}")
-        penalty = self.repetition_penalty
+        least, most = REPETITION_PENALTIES
         _check(
-            math.isfinite(penalty) and penalty > 0.0,
+            least <= self.repetition_penalty <= most,
             "repetition_penalty",
-            f"repetition_penalty must be above 0, not {penalty}",
+            f"repetition_penalty must be between {least} and {most}, not {self.repetition_penalty}",
         )
         _check(
             all(math.isfinite(value) for _, value in self.logit_bias),

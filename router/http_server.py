@@ -16,6 +16,8 @@ import uvicorn
 from protocol.errors import InvalidRequest
 
 _BACKLOG = 2048
+_TICK_S = 1.0
+_KEEP_ALIVE_S = 75  # longer than load balancers keep an idle connection, so that they close it, not we
 
 
 class HttpServer:
@@ -34,6 +36,7 @@ class HttpServer:
                 ws="none",
                 server_header=False,
                 proxy_headers=False,
+                timeout_keep_alive=_KEEP_ALIVE_S,
                 timeout_graceful_shutdown=grace_s,
                 h11_max_incomplete_event_size=64 * 1024,
             )
@@ -53,12 +56,18 @@ class HttpServer:
     async def __aexit__(self, *exc: object) -> None:
         await self.aclose()
 
-    async def aclose(self) -> None:
-        """Down the ladder; harmless a second time."""
-        self._server.should_exit = True
-        if self._task is not None:
-            await self._task
-        self._socket.close()
+    async def aclose(self, grace_s: float | None = None) -> None:
+        """Down the ladder, with another grace if one is given; harmless a second time.
+
+        Being cancelled on the way is the ladder's last step: what still runs is cancelled at once.
+        """
+        self._server.stop(grace_s)
+        try:
+            if self._task is not None:
+                await self._task
+        finally:
+            self._server.cancel_requests()
+            self._socket.close()
 
 
 class _Server(uvicorn.Server):
@@ -67,6 +76,17 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self.begun = asyncio.Event()
+        self._stopping = asyncio.Event()
+
+    def stop(self, grace_s: float | None) -> None:
+        if grace_s is not None:
+            self.config.timeout_graceful_shutdown = grace_s  # type: ignore[assignment]  # it takes floats
+        self.should_exit = True
+        self._stopping.set()
+
+    def cancel_requests(self) -> None:
+        for task in list(self.server_state.tasks):
+            task.cancel()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -75,6 +95,13 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self.begun.set()
+
+    async def main_loop(self) -> None:
+        """A tick a second, which renews the date header; uvicorn's own loop looks ten times for its end."""
+        while not self._stopping.is_set():
+            await self.on_tick(0)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), _TICK_S)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -63,8 +63,8 @@ class GenerationBody(Body):
     user: str | None = None
     cache_salt: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
     request_id: RequestId | None = None
-    priority: int | None = None
-    prompt_cache_key: str | None = None
+    priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] | None = None
+    prompt_cache_key: Annotated[str, Field(max_length=1024)] | None = None
 
     @property
     def streams(self) -> bool:

@@ -161,9 +161,7 @@ class ReplicaLink:
         except (OSError, ProtocolError) as error:
             reason = self._cut_because or _sentence(error)
             raise
-        except (
-            Exception
-        ) as error:  # a peer's nonsense that decodes, or a fault of ours: neither ends the link
+        except Exception as error:  # nonsense that decodes, or a fault of ours: the link survives both
             log.exception("the connection to %s:%s ends by a fault", self._host, self._port)
             reason = _sentence(error)
             raise ProtocolError(reason) from error

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from protocol.errors import ContextLengthExceeded, InvalidRequest
+from protocol.errors import ContextLengthExceeded, InvalidRequest, UnsupportedModel
 from protocol.sampling import SamplingParams
 from router.openai_types import GenerationBody
 
@@ -51,10 +51,17 @@ class SamplingDefaults:
 
     @classmethod
     def from_directory(cls, directory: Path) -> SamplingDefaults:
-        """From `generation_config.json`, if there is one."""
+        """From `generation_config.json`, if there is one. Raises UnsupportedModel for values that make no sense."""
         file = directory / "generation_config.json"
-        config: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        return cls(**{name: config.get(name) for name in cls.__dataclass_fields__})
+        if not file.is_file():
+            return cls()
+        try:
+            config: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            named = {name: config.get(name) for name in cls.__dataclass_fields__}
+            SamplingParams(**{name: value for name, value in named.items() if value is not None})
+        except (ValueError, TypeError, AttributeError) as error:
+            raise UnsupportedModel(f"{file} cannot be used: {error}") from error
+        return cls(**named)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +85,8 @@ def sampling_params(
     chosen = {name: getattr(body, name) for name in _PLAIN_FIELDS}
     for name in SamplingDefaults.__dataclass_fields__:
         chosen[name] = chosen[name] if chosen[name] is not None else getattr(defaults, name)
+    if chosen["top_k"] is not None:
+        chosen["top_k"] = min(chosen["top_k"], bounds.vocab_size)  # no more can be told apart
     return SamplingParams(
         **{name: value for name, value in chosen.items() if value is not None},
         max_tokens=_fitting(num_prompt_tokens, max_tokens, bounds.context_tokens),

@@ -31,5 +31,6 @@ class RouterConfig:
     def __post_init__(self) -> None:
         for each in fields(self):
             value = getattr(self, each.name)
-            if not isinstance(value, str) and value <= 0 and each.name not in ("max_moves",):
+            least = 0 if each.name == "max_moves" else 1e-9
+            if not isinstance(value, str) and value < least:
                 raise InvalidRequest(f"{each.name} must be positive, not {value}", param=each.name)

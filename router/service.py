@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from router.router import Router
 
 CLOSE_GRACE_S = 1.0  # for connections when nothing was drained
-NO_LIMIT_S = 24 * 3600  # of the server itself; `drain` decides
 
 
 class RouterService:
@@ -58,9 +57,7 @@ class RouterService:
         """Readiness goes, then new requests, then the running ones end or the time is over."""
         assert self._router is not None and self._server is not None, "drained before it listens"
         self._router.drain()
-        leaving = asyncio.create_task(self._server.aclose())
-        await asyncio.wait([leaving], timeout=grace_s)
-        leaving.cancel()  # ends the server too, and with it what still runs
+        await self._server.aclose(grace_s)
 
     def close(self) -> None:
         """End `run`; what still runs is cut off. A second call does nothing."""
@@ -105,7 +102,7 @@ class RouterService:
         tokenizer = await asyncio.to_thread(Tokenizer.from_directory, source.directory)
         config = ApiConfig(source.name, api_keys=self._launch.api_keys, secrets=self._launch.secrets)
         app = create_app(router, tokenizer, config)
-        server = HttpServer(app, self._launch.host, self._launch.port, grace_s=NO_LIMIT_S)
+        server = HttpServer(app, self._launch.host, self._launch.port)
         await server.__aenter__()
         self.address.set_result((self._launch.host, server.port))
         return server

@@ -18,8 +18,6 @@ from router.service_pages import load_json, model_json, status_json
 from router.serving import Serving
 from router.sse import json_bytes
 
-_PROBE_METHODS = ["GET", "HEAD"]
-
 
 def probe_routes(serving: Serving) -> APIRouter:
     """A status and nothing else: whoever asks need not have a key."""
@@ -31,9 +29,9 @@ def probe_routes(serving: Serving) -> APIRouter:
     async def readiness() -> Response:
         return Response(status_code=200 if serving.router.ready else 503)
 
-    routes.add_api_route("/liveness", liveness, methods=_PROBE_METHODS)
-    routes.add_api_route("/readiness", readiness, methods=_PROBE_METHODS)
-    routes.add_api_route("/health", readiness, methods=_PROBE_METHODS)
+    for path, probe in (("/liveness", liveness), ("/readiness", readiness), ("/health", readiness)):
+        routes.add_api_route(path, probe, methods=["GET"])
+        routes.add_api_route(path, probe, methods=["HEAD"], include_in_schema=False)
     return routes
 
 
@@ -113,7 +111,11 @@ async def _tokenized(serving: Serving, body: TokenizeBody) -> dict[str, Any]:
         token_ids = await encode_chat(serving, body)
     else:
         token_ids = await serving.encode(body.prompt, body.add_special_tokens is not False)
-    answer: dict[str, Any] = {"count": len(token_ids), "max_model_len": _context(serving), "tokens": token_ids}
+    answer: dict[str, Any] = {
+        "count": len(token_ids),
+        "max_model_len": _context(serving),
+        "tokens": token_ids,
+    }
     if body.return_token_strs:
         answer["token_strs"] = [serving.tokenizer.token_text(token_id) for token_id in token_ids]
     return answer

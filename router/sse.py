@@ -12,10 +12,11 @@ HEADERS = {
     "cache-control": "no-cache",
     "x-accel-buffering": "no",  # proxies in front must not collect chunks
 }
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
 def json_bytes(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    return _ENCODER.encode(value).encode()
 
 
 def events(values: Iterable[Any]) -> bytes:

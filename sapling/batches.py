@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sapling.corpus import stream
 from sapling.documents import BREAK
-from sapling.tokenizer import END_OF_TEXT
+from sapling.tokenizer import END_OF_TEXT, token_id
 
 STRAY_SPACE_SHARE = (
     0.2  # of the documents have one space as a token of its own, as prompts that end in one do
@@ -46,7 +46,7 @@ class Batches:
     end_of_text: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.end_of_text = self.tokenizer.token_to_id(END_OF_TEXT)
+        self.end_of_text = token_id(self.tokenizer, END_OF_TEXT)
 
     def batch(self, step: int, progress: float) -> Tensor:
         """Token ids, [windows, num_tokens + 1] int64: inputs and, one further, targets."""

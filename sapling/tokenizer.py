@@ -48,6 +48,12 @@ def make_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
+def token_id(tokenizer: Tokenizer, token: str) -> int:
+    found = tokenizer.token_to_id(token)
+    assert found is not None, f"no token {token}"
+    return found
+
+
 def save_tokenizer(tokenizer: Tokenizer, folder: Path, max_positions: int) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {

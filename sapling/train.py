@@ -23,7 +23,7 @@ from sapling.batches import Batches
 from sapling.corpus import stream
 from sapling.documents import BREAK
 from sapling.model import Sapling, Shape
-from sapling.tokenizer import END_OF_TEXT, END_OF_TURN, make_tokenizer, save_tokenizer
+from sapling.tokenizer import END_OF_TEXT, END_OF_TURN, make_tokenizer, save_tokenizer, token_id
 
 WARMUP_SHARE = 0.01
 PEAK_RATE, LAST_SHARE = 5e-3, 0.02
@@ -98,7 +98,8 @@ def save_config(folder: Path, shape: Shape, end_of_text: int, end_of_turn: int) 
         "tie_word_embeddings": True,
         "bos_token_id": end_of_text,
         "eos_token_id": end_of_text,
-        "torch_dtype": "bfloat16",
+        "dtype": "bfloat16",
+        "torch_dtype": "bfloat16",  # the name before transformers 4.56
     }
     generation = {"bos_token_id": end_of_text, "eos_token_id": [end_of_text, end_of_turn]}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
@@ -122,7 +123,7 @@ def make(out: Path, num_tokens: int, seed: int) -> None:
     with tempfile.TemporaryDirectory(dir=out.parent) as name:
         folder = Path(name)
         save_tokenizer(tokenizer, folder, shape.max_positions)
-        save_config(folder, shape, *(tokenizer.token_to_id(token) for token in (END_OF_TEXT, END_OF_TURN)))
+        save_config(folder, shape, token_id(tokenizer, END_OF_TEXT), token_id(tokenizer, END_OF_TURN))
         save_weights(folder, model)
         out.mkdir(exist_ok=True)
         for path in sorted(folder.iterdir()):

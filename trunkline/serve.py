@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import socket
 from typing import Any
 
 from controller.config import DeploymentConfig, build_config, load_config
+from protocol.errors import InvalidRequest
 from protocol.model_source import resolve_model
 from router.auth import check_bind
 from trunkline.cli import model_options
@@ -19,6 +21,9 @@ def run(options: argparse.Namespace) -> int:
     config = config_from(options).with_keys_read()
     check_bind(config.routers.host, config.api_keys)
     resolve_model(config.model, served_name=config.served_model_name)
+    if on_its_own(options):
+        for index in range(config.routers.count):
+            check_port(config.routers.host, config.routers.port_of(index))
     from controller.background import serve
 
     return serve(config, options.address, detach=options.detach)
@@ -30,8 +35,24 @@ def config_from(options: argparse.Namespace) -> DeploymentConfig:
     if options.config is not None:
         return load_config(options.config, overrides)
     config = build_config(overrides)
-    on_its_own = not (options.address or os.environ.get("RAY_ADDRESS"))
-    return with_all_cores(config) if on_its_own and options.num_cpus is None else config
+    return with_all_cores(config) if on_its_own(options) and options.num_cpus is None else config
+
+
+def on_its_own(options: argparse.Namespace) -> bool:
+    """It will start a Ray on this machine; otherwise routers may run on any node."""
+    return not (options.address or os.environ.get("RAY_ADDRESS"))
+
+
+def check_port(host: str, port: int) -> None:
+    """Raises InvalidRequest now, rather than after Ray has started."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.create_server((host, port), family=family):
+            pass
+    except OSError as error:
+        raise InvalidRequest(
+            f"cannot listen on {host}:{port}: {error.strerror or error}; --port takes another", param="port"
+        ) from None
 
 
 def with_all_cores(config: DeploymentConfig, cores: int | None = None) -> DeploymentConfig:

@@ -6,8 +6,9 @@ import argparse
 import asyncio
 import os
 
+from controller.announcement import running_addresses
 from controller.deployment import Deployment
-from controller.local_ray import joined, running_addresses
+from controller.local_ray import joined
 from protocol.errors import InvalidRequest
 
 DEFAULT_GRACE_S = 30.0

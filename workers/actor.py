@@ -18,7 +18,8 @@ from workers.worker_config import Rendezvous, WorkerAddress, WorkerConfig
 class WorkerActor:
     def __init__(self, config: WorkerConfig) -> None:
         self._rank = config.rank
-        self._worker = Worker(config, config.host or ray.util.get_node_ip_address())
+        host: str = config.host or ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+        self._worker = Worker(config, host)
 
     def info(self) -> WorkerInfo:
         return WorkerInfo(self._rank, os.getpid(), ray.get_runtime_context().get_node_id())

@@ -49,9 +49,9 @@ class KvCache:
         limit = (len(tokens) - 1) // self.block_size
         if not self.enabled or limit == 0:
             return []
-        packed = pack_tokens(tokens)
+        packed = pack_tokens(tokens[: limit * self.block_size])
         self.hasher.extend(table.digests, packed, table.extra)
-        return self.prefixes.match(table.digests, self._split(packed, limit), table.extra)
+        return self.prefixes.match(table.digests, self._split(packed), table.extra)
 
     def admit(
         self, table: BlockTable, tokens: array[int], matched: list[PrefixNode], reserve: int = 0
@@ -93,9 +93,9 @@ class KvCache:
         """The KV of `num_computed` tokens exists, or will when the step being planned has run."""
         if not (self.enabled and table.chained):
             return
-        size = self.block_size
-        for index in range(table.num_registered, num_computed // size):
-            content = pack_tokens(tokens[index * size : (index + 1) * size])
+        first, size = table.num_registered, self.block_size
+        packed = pack_tokens(tokens[first * size : num_computed // size * size])
+        for index, content in enumerate(self._split(packed), first):
             node = self.prefixes.register(
                 table.tip, self._digest(table, index, content), content, table.extra, table.blocks[index]
             )
@@ -158,9 +158,9 @@ class KvCache:
             digests.append(self.hasher.next_digest(digests[-1] if digests else None, content, table.extra))
         return digests[index]
 
-    def _split(self, packed: bytes, num_blocks: int) -> Iterator[bytes]:
+    def _split(self, packed: bytes) -> Iterator[bytes]:
         stride = self.block_size * TOKEN_BYTES
-        return (packed[start : start + stride] for start in range(0, num_blocks * stride, stride))
+        return (packed[start : start + stride] for start in range(0, len(packed), stride))
 
     def check_integrity(self, tables: Iterable[BlockTable], held: Iterable[Sequence[Block]] = ()) -> None:
         """`tables` and `held`: everything that uses blocks."""

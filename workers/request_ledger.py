@@ -29,6 +29,7 @@ class RequestLedger:
 
     def send_snapshot(self, connection: RouterConnection, engine: Engine) -> None:
         step, digests = engine.num_steps, engine.snapshot()
+        connection.allow(len(digests))
         starts = range(0, max(len(digests), 1), SNAPSHOT_CHUNK_BYTES)
         for start in starts:
             chunk = digests[start : start + SNAPSHOT_CHUNK_BYTES]

@@ -15,12 +15,17 @@ MAX_BUFFERED_BYTES = (
 
 
 class RouterConnection:
-    """One router's stream. Only the event loop calls it, but for `post`, which any thread may."""
+    """Only the event loop calls it, but for `post` and `allow`, which any thread may."""
 
     def __init__(self, router_id: str, writer: asyncio.StreamWriter, loop: asyncio.AbstractEventLoop) -> None:
         self.router_id = router_id
         self._writer = writer
         self._loop = loop
+        self._allowed_bytes = MAX_BUFFERED_BYTES
+
+    def allow(self, num_bytes: int) -> None:
+        """A snapshot of this size is coming: it may wait in the buffer beside everything else."""
+        self._allowed_bytes = MAX_BUFFERED_BYTES + num_bytes
 
     def post(self, message: ReplicaMessage) -> None:
         """Encode here, write on the event loop. Order is kept."""
@@ -33,5 +38,5 @@ class RouterConnection:
         if transport.is_closing():
             return
         self._writer.write(payload)
-        if transport.get_write_buffer_size() > MAX_BUFFERED_BYTES:
+        if transport.get_write_buffer_size() > self._allowed_bytes:
             transport.abort()

@@ -178,6 +178,15 @@ async def test_a_router_that_does_not_read_is_cut_off_and_nobody_waits_for_it(
         assert await reads.outputs_of("after")
 
 
+async def test_a_snapshot_over_the_limit_is_not_a_slow_reader(
+    replica: Any, submit: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(router_connection, "MAX_BUFFERED_BYTES", 0)
+    monkeypatch.setattr(replica.engine, "snapshot", lambda: bytes(16 * 1024 * 1024))
+    async with replica.router() as router:
+        assert len(await router.snapshot()) == 16 * 1024 * 1024
+
+
 async def test_the_engines_death_cuts_every_connection_and_tells_why(replica: Any, submit: Build) -> None:
     replica.runner.fails_at = 0
     async with replica.router() as router:

@@ -25,10 +25,10 @@ START_TIMEOUT_S = 120.0
 
 
 @dataclass(frozen=True)
-class System:
-    process: subprocess.Popen[bytes]
+class Endpoint:
+    """A running system as its clients see it."""
+
     url: str
-    log: Path
 
     def get(self, path: str) -> str:
         with urllib.request.urlopen(self.url + path, timeout=10) as response:
@@ -55,6 +55,14 @@ class System:
         except (urllib.error.URLError, ConnectionError, TimeoutError):
             return False
 
+
+@dataclass(frozen=True)
+class System(Endpoint):
+    """One that was started here."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
     def stop(self) -> int:
         self.process.send_signal(signal.SIGINT)
         return self.process.wait(60)
@@ -75,7 +83,7 @@ def start_system(log: Path, *options: str) -> System:
         process = subprocess.Popen(
             command, cwd=ROOT, stdout=stream, stderr=subprocess.STDOUT, env=os.environ.copy()
         )
-    return System(process, f"http://127.0.0.1:{port}", log)
+    return System(f"http://127.0.0.1:{port}", process, log)
 
 
 def await_ready(system: System, num_replicas: int) -> System:
@@ -94,18 +102,20 @@ def await_ready(system: System, num_replicas: int) -> System:
 
 
 def end(system: System) -> None:
-    """Stop it kindly, then whatever is left of its process tree."""
-    children = (
-        psutil.Process(system.process.pid).children(recursive=True) if system.process.poll() is None else []
-    )
-    if system.process.poll() is None:
-        try:
-            system.stop()
-        except subprocess.TimeoutExpired:
-            system.process.kill()
-    for child in children:
-        if child.is_running():
-            child.kill()
+    """Stop it kindly; whatever is left of its process tree then is killed, and is a failure."""
+    if system.process.poll() is not None:
+        return
+    family = psutil.Process(system.process.pid).children(recursive=True)
+    try:
+        system.stop()
+    except subprocess.TimeoutExpired:
+        pytest.fail(f"it did not stop when it was interrupted:\n{system.log.read_text()}")
+    finally:
+        system.process.kill()
+        system.process.wait()
+        for each in family:
+            if each.is_running():
+                each.kill()
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +124,11 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     running = await_ready(start_system(log), num_replicas=2)
     yield running
     end(running)
+
+
+@pytest.fixture
+def at_url() -> Callable[[str], Endpoint]:
+    return Endpoint
 
 
 @pytest.fixture

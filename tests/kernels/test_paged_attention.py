@@ -42,7 +42,7 @@ def test_equals_its_meaning(
     block_size, kv_heads, group, head_dim = shape
     rows = [QueryRow(row, start, count) for row, (start, count) in enumerate(BATCHES[batch])]
     tables = block_tables(rows, block_size, scattered)
-    kv = torch.randn(2, NUM_BLOCKS, block_size, kv_heads, head_dim).to(dtype)
+    kv = torch.randn(2, kv_heads, NUM_BLOCKS, block_size, head_dim).to(dtype)
     num_tokens = sum(row.num_queries for row in rows)
     q = torch.randn(num_tokens, kv_heads * group, head_dim).to(dtype)
     attention = TorchPagedAttention(dtype, block_size)
@@ -53,7 +53,7 @@ def test_equals_its_meaning(
 
 def test_a_chunk_longer_than_a_tile_equals_its_meaning() -> None:
     row = QueryRow(0, 5, 300)
-    kv = torch.randn(2, 20, 16, 1, 8)
+    kv = torch.randn(2, 1, 20, 16, 8)
     tables = torch.randperm(20)[None]
     q = torch.randn(300, 2, 8)
     attention = TorchPagedAttention(torch.float32, 16)
@@ -67,7 +67,7 @@ def test_one_plan_serves_several_layers() -> None:
     attention = TorchPagedAttention(torch.float32, 3)
     plan = attention.plan(rows, tables)
     for _ in range(2):
-        kv, q = torch.randn(2, 20, 3, 2, 5), torch.randn(2, 4, 5)
+        kv, q = torch.randn(2, 2, 20, 3, 5), torch.randn(2, 4, 5)
         torch.testing.assert_close(attention.run(q, kv, plan), attend_naively(q, kv, rows, tables))
 
 

@@ -46,12 +46,12 @@ def test_silu_mul_gates_the_second_half(dtype: torch.dtype) -> None:
 
 
 def test_a_copied_blocks_source_may_be_another_pairs_destination() -> None:
-    kv = torch.randn(2, 5, 3, 2, 4)
+    kv = torch.randn(2, 2, 5, 3, 4)
     before = kv.clone()
     copy_blocks(kv, torch.tensor([1, 2]), torch.tensor([2, 4]))
-    assert torch.equal(kv[:, 2], before[:, 1])
-    assert torch.equal(kv[:, 4], before[:, 2])
-    assert torch.equal(kv[:, [0, 1, 3]], before[:, [0, 1, 3]])
+    assert torch.equal(kv[:, :, 2], before[:, :, 1])
+    assert torch.equal(kv[:, :, 4], before[:, :, 2])
+    assert torch.equal(kv[:, :, [0, 1, 3]], before[:, :, [0, 1, 3]])
 
 
 @pytest.mark.parametrize(("num_tokens", "q_heads", "kv_heads", "head_dim"), ((1, 5, 1, 6), (7, 4, 2, 8)))
@@ -59,14 +59,14 @@ def test_queries_and_keys_turn_and_keys_and_values_reach_their_slots(
     num_tokens: int, q_heads: int, kv_heads: int, head_dim: int
 ) -> None:
     qkv = torch.randn(num_tokens, q_heads + 2 * kv_heads, head_dim)
-    q, k, v = qkv.clone().split((q_heads, kv_heads, kv_heads), 1)
+    q, k, v = torch.split(qkv.clone(), [q_heads, kv_heads, kv_heads], 1)
     angles = torch.randn(num_tokens, 1, head_dim // 2)
     cos = angles.cos().repeat(1, 1, 2)
     sin = torch.cat([-angles.sin(), angles.sin()], -1)
-    kv = torch.zeros(2, 9, 4, kv_heads, head_dim)
+    kv = torch.zeros(2, kv_heads, 9, 4, head_dim)
     slots = torch.randperm(36)[:num_tokens]
     rope_kv_write(qkv, cos, sin, kv, slots)
-    stored = kv.flatten(1, 2)
+    stored = kv.flatten(2, 3).transpose(1, 2)  # [2, slots, kv_heads, head_dim]
     assert_like(qkv[:, :q_heads], turned(q, angles))
     assert_like(stored[0, slots], turned(k, angles))
     assert torch.equal(stored[1, slots], v)

@@ -22,6 +22,7 @@ REFUSED: list[dict[str, Any]] = [
     {"presence_penalty": 3.0},
     {"frequency_penalty": -3.0},
     {"repetition_penalty": 0.0},
+    {"repetition_penalty": 1e300},
     {"max_tokens": -1},
     {"min_tokens": 17},
     {"seed": 2**63},

@@ -182,6 +182,7 @@ def router() -> FakeRouter:
 
 
 ServeFactory = Callable[..., Awaitable[str]]
+DirectFactory = Callable[..., Awaitable[httpx2.AsyncClient]]
 
 
 @pytest.fixture
@@ -204,11 +205,28 @@ async def url(serve: ServeFactory) -> str:
 
 @pytest.fixture
 async def client(url: str) -> AsyncIterator[openai.AsyncOpenAI]:
-    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as made:
+    transport = httpx2.AsyncClient(verify=False)  # reading certificates would take longer than most tests
+    async with openai.AsyncOpenAI(
+        base_url=f"{url}/v1", api_key="none", max_retries=0, http_client=transport
+    ) as made:
         yield made
 
 
 @pytest.fixture
 async def http(url: str) -> AsyncIterator[httpx2.AsyncClient]:
-    async with httpx2.AsyncClient(base_url=url) as made:
+    async with httpx2.AsyncClient(base_url=url, verify=False) as made:
         yield made
+
+
+@pytest.fixture
+async def direct(router: FakeRouter, tokenizer: Tokenizer) -> AsyncIterator[DirectFactory]:
+    """Calls the app without a socket, where many small requests are to be tried."""
+    async with AsyncExitStack() as stack:
+
+        async def start(**options: Any) -> httpx2.AsyncClient:
+            app = create_app(router, options.pop("tokenizer", tokenizer), ApiConfig("tiny", **options))
+            transport = httpx2.ASGITransport(app)
+            client = httpx2.AsyncClient(transport=transport, base_url="http://app", verify=False)
+            return await stack.enter_async_context(client)
+
+        yield start

@@ -119,8 +119,8 @@ class MemoryRunner:
 class Driver:
     """A scheduler and a memory runner, stepped together, with integrity checked around every step."""
 
-    def __init__(self, config: SchedulerConfig, facts: RunnerFacts) -> None:
-        self.scheduler = Scheduler(config, facts, BlockHasher(SECRET, facts.block_size))
+    def __init__(self, config: SchedulerConfig, facts: RunnerFacts, hasher: BlockHasher) -> None:
+        self.scheduler = Scheduler(config, facts, hasher)
         self.runner = MemoryRunner(facts)
         self.plans: list[StepPlan] = []
         self.events: list[KvEvent] = []
@@ -170,10 +170,15 @@ class Driver:
 @pytest.fixture
 def make_driver() -> Callable[..., Driver]:
     def make(
-        num_blocks: int = 64, block_size: int = 16, max_model_len: int = 512, eos: int = -1, **config: Any
+        num_blocks: int = 64,
+        block_size: int = 16,
+        max_model_len: int = 512,
+        eos: tuple[int, ...] = (),
+        hasher: BlockHasher | None = None,
+        **config: Any,
     ) -> Driver:
-        facts = RunnerFacts(num_blocks, block_size, max_model_len, VOCABULARY, (eos,))
-        return Driver(SchedulerConfig(**config), facts)
+        facts = RunnerFacts(num_blocks, block_size, max_model_len, VOCABULARY, eos)
+        return Driver(SchedulerConfig(**config), facts, hasher or BlockHasher(SECRET, block_size))
 
     return make
 
@@ -192,6 +197,26 @@ def expected_tokens() -> Callable[..., list[int]]:
         return drawn
 
     return expected
+
+
+@dataclass(frozen=True, slots=True)
+class CollidingHasher(BlockHasher):
+    """Every digest depends on the block's first token alone, so that collisions are easy to make."""
+
+    def extend(self, digests: list[bytes], tokens: bytes | memoryview, extra: bytes = b"") -> None:
+        stride = self.block_size * 4
+        for end in range((len(digests) + 1) * stride, len(tokens) + 1, stride):
+            block = bytes(tokens[end - stride : end])
+            digests.append(self.next_digest(None, block))
+
+    def next_digest(self, parent: bytes | None, tokens: bytes, extra: bytes = b"") -> bytes:
+        return tokens[:4] * 4
+
+
+@pytest.fixture
+def colliding_hasher() -> BlockHasher:
+    """For blocks of four tokens."""
+    return CollidingHasher(SECRET, 4)
 
 
 class Prompts:

@@ -118,7 +118,7 @@ class KvWalk(RuleBasedStateMachine):
         assert self.kv.pool.num_free == self.kv.pool.num_usable
 
 
-WALK = settings(max_examples=60, stateful_step_count=40, deadline=None)
+WALK = settings(max_examples=150, stateful_step_count=40, deadline=None)
 
 
 def test_any_walk_keeps_pool_and_cache_whole(make_prompts: Callable[..., Any]) -> None:

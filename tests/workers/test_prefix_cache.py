@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -15,20 +14,6 @@ from protocol.tokens import pack_tokens
 
 SECRET = bytes(range(24))
 Make = Callable[..., Any]
-
-
-@dataclass(frozen=True, slots=True)
-class CollidingHasher(BlockHasher):
-    """Every digest depends on the block's first token alone, so that collisions are easy to make."""
-
-    def extend(self, digests: list[bytes], tokens: bytes | memoryview, extra: bytes = b"") -> None:
-        stride = self.block_size * 4
-        for end in range((len(digests) + 1) * stride, len(tokens) + 1, stride):
-            block = bytes(tokens[end - stride : end])
-            digests.append(self.next_digest(None, block))
-
-    def next_digest(self, parent: bytes | None, tokens: bytes, extra: bytes = b"") -> bytes:
-        return tokens[:4] * 4
 
 
 @pytest.mark.parametrize(
@@ -78,8 +63,10 @@ def test_a_salt_reaches_the_blocks_behind_the_first_through_the_chain(make_promp
     assert len(prompts.kv.prefixes) == 8
 
 
-def test_a_collision_of_content_costs_a_miss_and_never_gives_the_wrong_block(make_prompts: Make) -> None:
-    prompts = make_prompts(block_size=4, hasher=CollidingHasher(SECRET, 4))
+def test_a_collision_of_content_costs_a_miss_and_never_gives_the_wrong_block(
+    make_prompts: Make, colliding_hasher: BlockHasher
+) -> None:
+    prompts = make_prompts(block_size=4, hasher=colliding_hasher)
     prompts.run([1, 2, 3, 4, 5, 6, 7, 8, 9])
     assert prompts.match([1, 2, 3, 4, 5, 6, 7, 8, 9]) == 8
     assert prompts.match([1, 2, 3, 99, 5, 6, 7, 8, 9]) == 0
@@ -88,15 +75,15 @@ def test_a_collision_of_content_costs_a_miss_and_never_gives_the_wrong_block(mak
     assert prompts.match([1, 2, 3, 4, 5, 6, 7, 8, 9]) == 8
 
 
-def test_a_collision_of_parents_costs_a_miss(make_prompts: Make) -> None:
-    prompts = make_prompts(block_size=4, hasher=CollidingHasher(SECRET, 4))
+def test_a_collision_of_parents_costs_a_miss(make_prompts: Make, colliding_hasher: BlockHasher) -> None:
+    prompts = make_prompts(block_size=4, hasher=colliding_hasher)
     prompts.run([1, 1, 1, 1, 5, 5, 5, 5, 0])
     prompts.run([2, 2, 2, 2, 0])
     assert prompts.match([2, 2, 2, 2, 5, 5, 5, 5, 0]) == 4
 
 
-def test_a_salted_collision_costs_a_miss(make_prompts: Make) -> None:
-    prompts = make_prompts(block_size=4, hasher=CollidingHasher(SECRET, 4))
+def test_a_salted_collision_costs_a_miss(make_prompts: Make, colliding_hasher: BlockHasher) -> None:
+    prompts = make_prompts(block_size=4, hasher=colliding_hasher)
     prompts.run([1, 1, 1, 1, 0], b"a")
     assert prompts.match([1, 1, 1, 1, 0], b"b") == 0
 
@@ -133,6 +120,7 @@ def test_touched_blocks_are_evicted_last(make_prompts: Make) -> None:
     prompts.run(range(100, 112))
     prompts.kv.touch(b"".join(BlockHasher(SECRET, 4).digests(pack_tokens(range(12)))) + b"odd")
     prompts.check()
+    assert [block.id for block in prompts.kv.pool._free] == [6, 5, 4, 3, 2, 1]
     prompts.run(range(200, 212))
     assert prompts.match(range(13)) == 12
     assert prompts.match(range(100, 113)) == 0
@@ -176,6 +164,13 @@ def test_a_prompts_blocks_are_stored_as_one_event_with_their_parent(make_prompts
     assert prompts.kv.prefixes.events.take() == (Stored(chain[0] + chain[1], None),)
     prompts.run(range(16))
     assert prompts.kv.prefixes.events.take() == (Stored(chain[2] + chain[3], chain[1]),)
+
+
+def test_blocks_of_two_chains_are_stored_as_two_events(make_prompts: Make) -> None:
+    prompts = make_prompts(block_size=4)
+    prompts.run(range(4))
+    prompts.run(range(100, 104))
+    assert [event.parent for event in prompts.kv.prefixes.events.take()] == [None, None]
 
 
 def test_a_snapshot_holds_every_digest_parents_first(make_prompts: Make) -> None:

@@ -195,6 +195,34 @@ def test_preemption_takes_the_lowest_class_and_in_it_the_last_admitted(make_driv
     driver.run()
 
 
+def test_what_was_preempted_is_not_admitted_again_in_the_same_step(make_driver: Make) -> None:
+    driver = make_driver(num_blocks=9, block_size=4, max_num_seqs=4)
+    driver.add(range(12), max_tokens=16)
+    driver.add(range(100, 112), max_tokens=16)
+    driver.run()
+    assert not any(plan.ends and plan.starts and len(plan.rows) > 1 for plan in driver.plans)
+
+
+def test_preemption_does_not_change_what_was_reported_as_cached(make_driver: Make) -> None:
+    driver = make_driver(num_blocks=9, block_size=4, max_num_seqs=4)
+    names = [driver.add(range(12), max_tokens=16), driver.add(range(100, 112), max_tokens=16)]
+    driver.run()
+    assert driver.scheduler.kv.resumed_counters.hit > 0
+    assert [driver.last_of(name).num_cached_tokens for name in names] == [0, 0]
+
+
+def test_a_small_request_does_not_overtake_one_that_waits_for_blocks(make_driver: Make) -> None:
+    driver = make_driver(num_blocks=9, block_size=4, max_num_seqs=4)
+    driver.add(range(20), "running", max_tokens=4)
+    driver.step()
+    driver.add(range(100, 120), "large", max_tokens=4)
+    driver.add(range(200, 204), "small", max_tokens=4)
+    driver.run()
+    firsts = list(dict.fromkeys(output.request_id for output in driver.outputs))
+    assert firsts == ["running", "large", "small"]
+    assert driver.scheduler.load().num_preemptions == 0
+
+
 def test_lookups_after_preemption_are_counted_apart(make_driver: Make) -> None:
     driver = make_driver(num_blocks=9, block_size=4, max_num_seqs=4)
     driver.add(range(12), max_tokens=16)
@@ -224,7 +252,7 @@ def test_a_request_moved_after_its_last_token_ends_without_another(
 
 def test_end_of_sequence_ends_it_and_is_among_its_tokens(make_driver: Make, expected_tokens: Make) -> None:
     tokens = expected_tokens(range(20), 10)
-    driver = make_driver(eos=tokens[3])
+    driver = make_driver(eos=(tokens[3],))
     name = driver.add(range(20), max_tokens=10)
     driver.run()
     assert driver.tokens_of(name) == tokens[:4]
@@ -244,7 +272,7 @@ def test_a_stop_id_ends_it_and_is_named(make_driver: Make, expected_tokens: Make
 @pytest.mark.parametrize("wishes", [{"ignore_eos": True}, {"min_tokens": 4}])
 def test_end_of_sequence_is_passed_over(make_driver: Make, expected_tokens: Make, wishes: Any) -> None:
     tokens = expected_tokens(range(20), 10)
-    driver = make_driver(eos=tokens[3])
+    driver = make_driver(eos=(tokens[3],))
     name = driver.add(range(20), max_tokens=10, **wishes)
     driver.run()
     assert driver.tokens_of(name) == tokens
@@ -316,6 +344,16 @@ def test_more_sequences_than_the_pool_holds_run_one_after_another(
     driver.run()
     for index in range(4):
         assert driver.tokens_of(name, index) == expected_tokens(range(14), 7, sequence_seed(7, index))
+
+
+def test_sequences_share_a_prompt_whose_blocks_could_not_be_registered(
+    make_driver: Make, colliding_hasher: BlockHasher
+) -> None:
+    driver = make_driver(block_size=4, hasher=colliding_hasher)
+    driver.add([1, 1, 1, 1, 5, 5, 5, 5, 0])
+    driver.add([2, 2, 2, 2, 5, 6, 6, 6, 0, 0], n=3, max_tokens=8)
+    driver.run()
+    assert driver.scheduler.reset_prefix_cache() == 0
 
 
 def test_a_moved_request_with_more_sequences_resumes_each(make_driver: Make, expected_tokens: Make) -> None:

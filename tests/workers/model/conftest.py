@@ -94,7 +94,7 @@ def reference_logits() -> Callable[[Path, Sequence[int]], torch.Tensor]:
         from transformers import LlamaForCausalLM
 
         if directory not in models:
-            models[directory] = LlamaForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+            models[directory] = LlamaForCausalLM.from_pretrained(directory, dtype=torch.float32)
         with torch.inference_mode():
             result: torch.Tensor = models[directory](torch.tensor([list(tokens)])).logits[0]
         return result

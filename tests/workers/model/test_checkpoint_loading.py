@@ -88,7 +88,7 @@ def test_a_truncated_file_is_named(copied: Path, open_runner: Any) -> None:
 
 def test_a_directory_without_weights_is_refused(copied: Path, open_runner: Any) -> None:
     (copied / "model.safetensors").unlink()
-    with pytest.raises(ModelNotFound, match="no .safetensors file"):
+    with pytest.raises(ModelNotFound, match=r"no \.safetensors file"):
         open_runner(copied)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -131,7 +132,7 @@ def test_a_draw_depends_on_seed_and_position() -> None:
         {"repetition_penalty": 0.6, "presence_penalty": -0.5, "frequency_penalty": 0.4},
     ),
 )
-def test_penalties_follow_their_formulas(penalties: dict[str, float]) -> None:
+def test_penalties_follow_their_formulas(penalties: dict[str, Any]) -> None:
     generated = (7, 7, 1, 10)
     expected = LOGITS.clone()
     for token in range(VOCABULARY):
@@ -142,10 +143,10 @@ def test_penalties_follow_their_formulas(penalties: dict[str, float]) -> None:
         expected[token] -= penalties.get("frequency_penalty", 0.0) * count
         expected[token] -= penalties.get("presence_penalty", 0.0) * (count > 0)
     counts = Counter(
-        sample(SamplingParams(**penalties), seeds=range(NUM_DRAWS), generated=generated, position=7).token_ids
+        sample(SamplingParams(**penalties), seeds=range(4000), generated=generated, position=7).token_ids
     )
-    drawn = torch.tensor([counts[token] / NUM_DRAWS for token in range(VOCABULARY)])
-    torch.testing.assert_close(drawn, expected.softmax(-1), rtol=0.0, atol=0.015)
+    drawn = torch.tensor([counts[token] / 4000 for token in range(VOCABULARY)])
+    torch.testing.assert_close(drawn, expected.softmax(-1), rtol=0.0, atol=0.03)
 
 
 def test_penalties_count_what_the_sampler_drew_itself() -> None:
@@ -176,7 +177,8 @@ def test_logprobs_are_those_of_the_raw_logits() -> None:
     (logprob,) = sample(sampling).logprobs
     raw = LOGITS.log_softmax(-1)
     assert logprob is not None
-    assert (logprob.rank, logprob.logprob) == (VOCABULARY, pytest.approx(float(raw[8])))
+    assert logprob.rank == VOCABULARY
+    assert logprob.logprob == pytest.approx(float(raw[8]))
     assert [token for token, _ in logprob.top] == [7, 2, 4]
     assert [value for _, value in logprob.top] == pytest.approx(raw[[7, 2, 4]].tolist())
 

@@ -44,7 +44,13 @@ def follow(tmp_path: Path) -> Iterator[Any]:
     def start(directory: Path, port: int, plans: list[StepPlan]) -> None:
         file = tmp_path / "plans"
         file.write_bytes(pickle.dumps([encode(plan) for plan in plans]))
-        command = [sys.executable, str(Path(__file__).with_name("follower.py")), directory, str(port), file]
+        command = [
+            sys.executable,
+            str(Path(__file__).with_name("follower.py")),
+            str(directory),
+            str(port),
+            str(file),
+        ]
         started.append(subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}))
 
     yield start
@@ -80,7 +86,7 @@ def replay(plans: list[StepPlan], drawn: list[list[SampledTokens]]) -> Iterator[
 def test_heads_that_do_not_divide_are_refused_with_the_sizes_that_would(make_checkpoint: Any) -> None:
     spec = llama.spec(read_config(make_checkpoint()))
     with pytest.raises(
-        UnsupportedModel, match="2 KV heads.*among 3 workers: tensor_parallel_size can be 1, 2"
+        UnsupportedModel, match=r"2 KV heads.*among 3 workers: tensor_parallel_size can be 1, 2"
     ):
         check_divides(spec, 3)
 

@@ -1,0 +1,150 @@
+"""The router's core against real replica servers and schedulers; only the model is arithmetic (last token + 1)."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from protocol.block_hash import BlockHasher
+from protocol.deployment_secrets import DeploymentSecrets
+from protocol.handshake import ReplicaFacts
+from protocol.membership import ReplicaInfo, ReplicaState
+from protocol.messages import Identity
+from router.router import Router
+from workers.engine import Engine
+from workers.runner import RunnerFacts
+from workers.scheduler import SchedulerConfig
+from workers.server import ReplicaServer, facts_of
+from workers.step_plan import SampledTokens, StepPlan
+
+Make = Callable[..., Awaitable[Any]]
+IDENTITY = Identity("model", "model-digest", "tokenizer-digest")
+BLOCK_SIZE = 4
+
+
+class CountingRunner:
+    def __init__(self, num_blocks: int) -> None:
+        self.facts = RunnerFacts(num_blocks, BLOCK_SIZE, 256, 100_000, (0,))
+
+    def execute(self, plan: StepPlan) -> SampledTokens:
+        tokens = tuple(row.token_ids[-1] + 1 for row in plan.rows if row.sample)
+        return SampledTokens(tokens, (None,) * len(tokens))
+
+    def close(self) -> None: ...
+
+
+@dataclass
+class Replica:
+    replica_id: str
+    server: ReplicaServer
+
+    def info(self) -> ReplicaInfo:
+        return ReplicaInfo(self.replica_id, ReplicaState.READY, 1, "127.0.0.1", self.server.port)
+
+
+@pytest.fixture
+async def make_engine_replica(secrets: DeploymentSecrets) -> AsyncIterator[Callable[..., Awaitable[Replica]]]:
+    servers: list[ReplicaServer] = []
+
+    async def make(replica_id: str, num_blocks: int = 512) -> Replica:
+        hasher = BlockHasher(secrets.hash_secret, BLOCK_SIZE)
+        engine = Engine(CountingRunner(num_blocks), SchedulerConfig(max_num_batched_tokens=64), hasher)
+        identity = Identity(**{**_fields(IDENTITY), "hash_fingerprint": hasher.fingerprint})
+        facts = facts_of(engine, ReplicaFacts(replica_id, 1, identity, 0, 0))
+        server = ReplicaServer(engine, secrets.hello_key, facts, "127.0.0.1")
+        await server.__aenter__()
+        servers.append(server)
+        return Replica(replica_id, server)
+
+    yield make
+    for server in servers:
+        await server.aclose()
+
+
+def _fields(identity: Identity) -> dict[str, Any]:
+    return {
+        "model": identity.model,
+        "model_digest": identity.model_digest,
+        "tokenizer_digest": identity.tokenizer_digest,
+    }
+
+
+async def answer(router: Router, request: Any) -> list[list[int]]:
+    tokens: list[list[int]] = [[] for _ in range(request.sampling.n)]
+    async with router.open(request) as generation:
+        async for output in generation:
+            tokens[output.index].extend(output.token_ids)
+    return tokens
+
+
+def conversation(dice: random.Random) -> list[int]:
+    """One of a few heads, one of a few middles, and an end of its own, of any length."""
+    head, middle = dice.randrange(3), dice.randrange(4)
+    tokens = [1000 * (head + 1) + n for n in range(21)] + [
+        10_000 * (middle + 1) + n for n in range(middle * 7)
+    ]
+    return tokens + [dice.randrange(50_000, 60_000) for _ in range(dice.randrange(1, 20))]
+
+
+async def test_predicted_equals_actual_over_a_replay(
+    make_engine_replica: Make, make_router: Make, make_request: Any
+) -> None:
+    replicas = [await make_engine_replica(name) for name in "abc"]
+    router, dice = await make_router(replicas), random.Random(1)
+    for _ in range(60):
+        await answer(router, make_request(conversation(dice), max_tokens=dice.randrange(1, 9)))
+    counters = router.counters
+    assert counters.predicted_cached_tokens == counters.actual_cached_tokens > 0
+    assert counters.resyncs == 0
+    router._index.check_integrity()
+
+
+async def test_predictions_hold_while_the_caches_evict(
+    make_engine_replica: Make, make_router: Make, make_request: Any
+) -> None:
+    router, dice = await make_router([await make_engine_replica("a", 32)]), random.Random(2)
+    for _ in range(80):
+        await answer(router, make_request(conversation(dice), max_tokens=4))
+    assert router.counters.predicted_cached_tokens == router.counters.actual_cached_tokens > 0
+
+
+async def test_a_crowd_over_a_killed_replica_gets_every_token_once(
+    make_engine_replica: Make, make_router: Make, make_request: Any, eventually: Make
+) -> None:
+    replicas = [await make_engine_replica(name) for name in "ab"]
+    router, dice = await make_router(replicas), random.Random(3)
+    requests = [make_request(conversation(dice), max_tokens=60, n=1 + n % 3) for n in range(24)]
+    asked = asyncio.gather(*(answer(router, request) for request in requests))
+    await eventually(lambda: router.status().replicas[0].num_live_requests > 3)
+    await replicas[0].server.aclose()
+    for request, answered in zip(requests, await asked, strict=True):
+        last = int.from_bytes(request.token_ids[-4:], "little")
+        assert answered == [[last + n for n in range(1, 61)]] * request.sampling.n
+    assert router.status().num_live_requests == 0 and router.counters.moves > 0
+    router._index.check_integrity()
+
+
+async def test_two_routers_share_the_replicas_and_know_what_the_other_made_cached(
+    make_engine_replica: Make, make_router: Make, make_request: Any, eventually: Make
+) -> None:
+    replicas = [await make_engine_replica(name) for name in "ab"]
+    one, other = await make_router(replicas), await make_router(replicas)
+    await answer(one, make_request(range(1, 42)))
+    await eventually(lambda: any(each.num_indexed_blocks >= 10 for each in other.status().replicas))
+    async with other.open(make_request(range(1, 42))) as generation:
+        assert generation.decision.matched_tokens == 40
+        assert (await anext(generation)).num_cached_tokens == 40
+
+
+async def test_leaving_frees_the_replicas_blocks(
+    make_engine_replica: Make, make_router: Make, make_request: Any
+) -> None:
+    router = await make_router([await make_engine_replica("a")])
+    async with router.open(make_request(range(1, 42), max_tokens=200)) as generation:
+        await anext(generation)
+    assert await router.reset_prefix_cache() == 0
