@@ -32,9 +32,10 @@ class Kernels:
     pack_linear: Callable[[Tensor, Tensor | None], Linear]
 
 
-def select_kernels(dtype: torch.dtype, block_size: int) -> Kernels:
+def select_kernels(dtype: torch.dtype, block_size: int, token_elements: int) -> Kernels:
+    """`token_elements`: of one token's keys and values in one layer of this rank."""
     return Kernels(
-        attention=TorchPagedAttention(dtype, block_size),
+        attention=TorchPagedAttention(dtype, block_size, token_elements),
         rope_kv_write=rope_kv_write,
         add_rms_norm=add_rms_norm,
         rms_norm=rms_norm,

@@ -9,6 +9,7 @@ The pool's heads come before its blocks, so that gathered blocks are one contigu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _MAX_PADDING = 1.5  # a group's padded blocks to its real ones: beyond, the next row opens a new group
-_MAX_GROUP_BLOCKS = 1024  # gathered at once, so that what is gathered is still in the cache when it is read
+_MAX_GROUP_BYTES = 2 << 20  # of KV gathered at once: it should still be in the cache when it is read
 _TILE = 256  # queries of a chunk behind a cached prefix that share one slice of the mask
 
 
@@ -56,10 +57,13 @@ class AttentionPlan:
 class TorchPagedAttention:
     """Owns scratch memory for gathered blocks and the causal mask. One per runner; not for two threads."""
 
-    def __init__(self, dtype: torch.dtype, block_size: int) -> None:
+    def __init__(self, dtype: torch.dtype, block_size: int, token_elements: int) -> None:
+        """`token_elements`: of one token's keys and values in one layer of this rank."""
         self._dtype = dtype
         self._block_size = block_size
-        self._scratch = torch.empty(0, dtype=dtype)
+        self._max_group_blocks = _MAX_GROUP_BYTES // (block_size * token_elements * dtype.itemsize)
+        self._gathered = _Scratch(dtype)
+        self._widened = _Scratch(torch.float32)
         self._mask = torch.empty(_TILE, 0, dtype=dtype)
         # Without AMX, torch's fused attention over bf16 is slow for a single query row per head: 680 µs where the same
         # in fp32 takes 175 with the conversion (12 heads of 64, 512 keys). Plain products would be faster still, but
@@ -92,7 +96,7 @@ class TorchPagedAttention:
             blocks = self._num_blocks(row)
             real += blocks
             padded = blocks * (count + 1)
-            if count and (row.num_queries > 1 or padded > min(real * _MAX_PADDING, _MAX_GROUP_BLOCKS)):
+            if count and (row.num_queries > 1 or padded > min(real * _MAX_PADDING, self._max_group_blocks)):
                 break
             count += 1
         return count
@@ -126,13 +130,15 @@ class TorchPagedAttention:
         return mask[None, :, None]
 
     def _attend(self, q: Tensor, kv: Tensor, group: _Group) -> Tensor:
-        k, v = self._read(kv, group).unbind()  # [kv_heads, num_rows, num_keys, head_dim]
+        rows = self._read(kv, group)
         if group.start is not None:
-            return self._attend_chunk(q, k.transpose(0, 1), v.transpose(0, 1), group.start)
+            k, v = rows.transpose(1, 2).unbind()
+            return self._attend_chunk(q, k, v, group.start)
         # The queries that share a KV head stand as its query rows: one product per head and row.
         packed = q.view(group.num_rows, kv.shape[1], -1, q.shape[2]).transpose(0, 1)
         if self._widens and packed.shape[2] == 1:
-            packed, k, v = packed.float(), k.float(), v.float()
+            packed, rows = packed.float(), self._widened.take(rows.shape).copy_(rows)
+        k, v = rows.unbind()  # [kv_heads, num_rows, num_keys, head_dim]
         out = F.scaled_dot_product_attention(packed, k, v, group.mask)
         return out.transpose(0, 1).reshape(q.shape[0], -1).to(self._dtype)
 
@@ -148,13 +154,10 @@ class TorchPagedAttention:
     def _gather(self, kv: Tensor, block_ids: Tensor) -> Tensor:
         """Whole blocks: copying token by token is several times slower."""
         _, heads, num_blocks, block_size, head_dim = kv.shape
-        width, num_gathered = block_size * head_dim, len(block_ids)
-        num_elements = 2 * heads * num_gathered * width
-        if self._scratch.numel() < num_elements:
-            self._scratch = torch.empty(1 << (num_elements - 1).bit_length(), dtype=self._dtype)
-        out = self._scratch[:num_elements].view(2 * heads, num_gathered, width)
-        torch.index_select(kv.view(2 * heads, num_blocks, width), 1, block_ids, out=out)
-        return out.view(2, heads, num_gathered, block_size, head_dim)
+        flat = kv.view(2 * heads, num_blocks, block_size * head_dim)
+        out = self._gathered.take((2 * heads, len(block_ids), block_size * head_dim))
+        torch.index_select(flat, 1, block_ids, out=out)
+        return out.view(2, heads, -1, block_size, head_dim)
 
     def _attend_chunk(self, q: Tensor, k: Tensor, v: Tensor, start: int) -> Tensor:
         queries = q.transpose(0, 1)[None]  # [1, q_heads, tokens, head_dim]
@@ -182,6 +185,19 @@ class TorchPagedAttention:
             full = torch.full((_TILE, origin + _TILE), -torch.inf, dtype=self._dtype)
             self._mask = full.triu_(origin + 1)
         return self._mask[:num_queries, origin - start : origin + num_queries]
+
+
+class _Scratch:
+    """Memory that is written and read within one call. It grows and stays: fresh pages cost more than the copy."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._memory = torch.empty(0, dtype=dtype)
+
+    def take(self, shape: Sequence[int]) -> Tensor:
+        num_elements = math.prod(shape)
+        if self._memory.numel() < num_elements:
+            self._memory = self._memory.new_empty(1 << (num_elements - 1).bit_length())
+        return self._memory[:num_elements].view(*shape)
 
 
 def _first_of_consecutive(block_ids: Tensor) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import torch
 
@@ -31,8 +32,17 @@ def choose_dtype(name: str, spec: ModelSpec) -> torch.dtype:
 
 def default_pool_bytes() -> int:
     """Bounded, because several replicas and everything else of a machine share its memory."""
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min(_MAX_DEFAULT_POOL_BYTES, int(free * _DEFAULT_POOL_SHARE))
+    return min(_MAX_DEFAULT_POOL_BYTES, int(_available_bytes() * _DEFAULT_POOL_SHARE))
+
+
+def _available_bytes() -> int:
+    """What Linux could give without swapping, its file cache included; elsewhere all there is."""
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        for line in meminfo.read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _computes_in_bf16() -> bool:

@@ -49,7 +49,8 @@ class CpuRunner:
         check_divides(spec, group.size)
         dtype = choose_dtype(config.dtype, spec)
         self._group = group
-        self._kernels = select_kernels(dtype, config.block_size)
+        token_elements = 2 * spec.num_kv_heads // group.size * spec.head_dim
+        self._kernels = select_kernels(dtype, config.block_size, token_elements)
         self._facts = _facts(config, spec, dtype, group, read_eos_token_ids(config.directory, hf_config))
         with torch.inference_mode():
             weights = load_weights(

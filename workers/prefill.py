@@ -25,7 +25,7 @@ RESERVED_SHARE = 100  # while others run, one block in so many is left to them a
 class Admission(enum.Enum):
     ADMITTED = enum.auto()
     LATER = enum.auto()  # waits for something of its own; others may go first
-    NO_ROOM = enum.auto()  # neither row nor blocks; nobody behind it may overtake
+    NO_ROOM = enum.auto()  # no row, no blocks, or enough begun; nobody behind it may overtake
 
 
 class Prefill:
@@ -53,13 +53,15 @@ class Prefill:
         """New, forked or preempted: all its tokens are to be computed, but those found in the cache."""
         if sequence not in self.order:
             self.order.add(sequence)
-        num_cached = len(self._lookup(sequence)) * self._kv.block_size
         if self._forks(sequence):
-            num_cached = max(num_cached, sequence.lengths.prompt - 1)
+            num_cached = sequence.lengths.prompt - 1
+        else:
+            num_cached = len(self._lookup(sequence)) * self._kv.block_size
         self._meter.set_backlog(sequence, len(sequence.tokens) - num_cached)
 
-    def plan(self, draft: PlanDraft, admitting: bool) -> None:
+    def plan(self, draft: PlanDraft) -> None:
         """Chunks for begun and newly admitted sequences, in order, while budget is left."""
+        admitting = True
         budget = self._config.max_num_batched_tokens - len(draft.rows)
         num_begun = len(self._running.begun)
         for sequence in self.order:
@@ -95,10 +97,8 @@ class Prefill:
         return end - start
 
     def _admit(self, sequence: Sequence, draft: PlanDraft) -> Admission:
-        if self._running.rows.num_free == 0:
+        if self._running.rows.num_free == 0 or self._too_many_begun(sequence):
             return Admission.NO_ROOM
-        if self._too_many_begun(sequence):
-            return Admission.LATER
         matched = [] if self._forks(sequence) else self._lookup(sequence)
         if not self._forks(sequence) and self._waits(sequence, len(matched)):
             return Admission.LATER
@@ -111,6 +111,7 @@ class Prefill:
         return Admission.ADMITTED
 
     def _too_many_begun(self, sequence: Sequence) -> bool:
+        """Of its class and better ones; so there are too many for all behind it too."""
         priority = sequence.live.request.priority
         ahead = sum(begun.live.request.priority <= priority for begun in self._running.begun)
         return ahead >= self._config.max_begun_prefills

@@ -14,7 +14,7 @@ from protocol.block_hash import BlockHasher
 from protocol.errors import InvalidRequest
 from protocol.events import KvEvent
 from protocol.messages import FinishReason, Load, SequenceOutput, TokenLogprob
-from workers.admission import FirstComeFirstServed
+from workers.admission import AdmissionOrder, FirstComeFirstServed
 from workers.arrivals import Arrivals
 from workers.kv_cache import KvCache
 from workers.live_request import LiveRequest
@@ -35,7 +35,13 @@ __all__ = ["Scheduler", "SchedulerConfig"]
 class Scheduler:
     """Owns the replica's requests and its KV blocks. Plan and completion alternate."""
 
-    def __init__(self, config: SchedulerConfig, facts: RunnerFacts, hasher: BlockHasher) -> None:
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        facts: RunnerFacts,
+        hasher: BlockHasher,
+        order: AdmissionOrder | None = None,
+    ) -> None:
         assert hasher.block_size == facts.block_size, "hasher and runner differ in block size"
         self.kv = KvCache(facts.num_blocks, hasher, config.enable_prefix_caching)
         self._arrivals = Arrivals(facts, self.kv)
@@ -43,7 +49,7 @@ class Scheduler:
         self._meter = LoadMeter()
         self._running = Running(self.kv, self._meter, config.max_num_seqs)
         self._holds = PromptHolds(self.kv)
-        self._order = FirstComeFirstServed()
+        self._order = FirstComeFirstServed() if order is None else order
         self._prefill = Prefill(config, self.kv, self._running, self._order, self._holds, self._meter)
         self._step = 0
         self._flight: PlanDraft | None = None  # scheduled, not completed
@@ -69,9 +75,9 @@ class Scheduler:
         """The next step's plan; None when there is nothing to do."""
         assert self._flight is None, "the previous plan has not been completed"
         draft = PlanDraft()
-        preempted = self._make_room()
+        self._make_room()
         self._plan_decodes(draft)
-        self._prefill.plan(draft, admitting=not preempted)
+        self._prefill.plan(draft)
         if not draft.rows:
             assert not self._requests, "requests are waiting and none of them can run"
             return None
@@ -124,15 +130,13 @@ class Scheduler:
         """0 when every prefix is forgotten; else the blocks in use, which forbid it."""
         return self.kv.reset()
 
-    def _make_room(self) -> bool:
-        """A block for each decoding sequence that needs one. True when that took preemption."""
+    def _make_room(self) -> None:
+        """A block for each decoding sequence that needs one, by preemption if there is no other way."""
         size = self.kv.block_size
-        before = self._meter.num_preemptions
         for sequence in [each for each in self._running.decoding if each.num_computed % size == 0]:
             while sequence.row is not None and not self.kv.grow(sequence.table):
                 if not self._holds.close_all():
                     self._preempt(self._running.last())
-        return self._meter.num_preemptions > before
 
     def _preempt(self, sequence: Sequence) -> None:
         """It computes prompt and generated tokens again, mostly from the cache."""

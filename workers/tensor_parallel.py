@@ -23,12 +23,6 @@ class Shard:
     rank: int = 0
     size: int = 1
 
-    def of(self, total: int) -> slice:
-        """This rank's share of something that divides."""
-        assert total % self.size == 0, f"{total} does not divide by {self.size} ranks"
-        share = total // self.size
-        return slice(self.rank * share, (self.rank + 1) * share)
-
 
 class TensorParallelGroup:
     """One rank's end. All ranks call the same methods in the same order."""

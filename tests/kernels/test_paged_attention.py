@@ -45,7 +45,7 @@ def test_equals_its_meaning(
     kv = torch.randn(2, kv_heads, NUM_BLOCKS, block_size, head_dim).to(dtype)
     num_tokens = sum(row.num_queries for row in rows)
     q = torch.randn(num_tokens, kv_heads * group, head_dim).to(dtype)
-    attention = TorchPagedAttention(dtype, block_size)
+    attention = TorchPagedAttention(dtype, block_size, 2 * kv_heads * head_dim)
     out = attention.run(q, kv, attention.plan(rows, tables))
     expected = attend_naively(q, kv, rows, tables)
     torch.testing.assert_close(out.float(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
@@ -56,7 +56,7 @@ def test_a_chunk_longer_than_a_tile_equals_its_meaning() -> None:
     kv = torch.randn(2, 1, 20, 16, 8)
     tables = torch.randperm(20)[None]
     q = torch.randn(300, 2, 8)
-    attention = TorchPagedAttention(torch.float32, 16)
+    attention = TorchPagedAttention(torch.float32, 16, 16)
     out = attention.run(q, kv, attention.plan([row], tables))
     torch.testing.assert_close(out, attend_naively(q, kv, [row], tables), rtol=1e-5, atol=1e-5)
 
@@ -64,7 +64,7 @@ def test_a_chunk_longer_than_a_tile_equals_its_meaning() -> None:
 def test_one_plan_serves_several_layers() -> None:
     rows = [QueryRow(0, 4, 1), QueryRow(1, 9, 1)]
     tables = torch.randperm(20).view(2, 10)
-    attention = TorchPagedAttention(torch.float32, 3)
+    attention = TorchPagedAttention(torch.float32, 3, 20)
     plan = attention.plan(rows, tables)
     for _ in range(2):
         kv, q = torch.randn(2, 2, 20, 3, 5), torch.randn(2, 4, 5)
@@ -73,5 +73,11 @@ def test_one_plan_serves_several_layers() -> None:
 
 def test_rows_of_like_length_share_one_call() -> None:
     rows = [QueryRow(row, start, 1) for row, start in enumerate((10, 11, 13, 200, 210))]
-    plan = TorchPagedAttention(torch.float32, 4).plan(rows, torch.zeros(5, 64, dtype=torch.int64))
+    plan = TorchPagedAttention(torch.float32, 4, 20).plan(rows, torch.zeros(5, 64, dtype=torch.int64))
     assert [group.num_rows for group in plan.groups] == [3, 2]
+
+
+def test_rows_whose_kv_outgrows_the_cache_are_read_one_after_the_other() -> None:
+    rows = [QueryRow(row, 200, 1) for row in range(3)]
+    plan = TorchPagedAttention(torch.float32, 4, 10_000).plan(rows, torch.zeros(3, 64, dtype=torch.int64))
+    assert [group.num_rows for group in plan.groups] == [1, 1, 1]

@@ -6,11 +6,13 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
+import torch
 
 from protocol.codec import encode
 from protocol.errors import UnsupportedModel
@@ -21,8 +23,9 @@ from workers.hf_config import read_config
 from workers.runner_config import RunnerConfig
 from workers.step_plan import SampledTokens, StepPlan
 from workers.tensor_parallel import Shard, TensorParallelGroup, connect_group, free_port
-from workers.weight_layout import check_divides
+from workers.weight_layout import Piece, check_divides
 
+T = TypeVar("T")
 ROOT = Path(__file__).parents[3]
 
 
@@ -96,5 +99,45 @@ def test_a_group_of_one_exchanges_nothing() -> None:
     assert (group.rank, group.size, group.minimum(7)) == (0, 1, 7)
 
 
-def test_ranks_share_out_what_divides() -> None:
-    assert [Shard(rank, 3).of(12) for rank in range(3)] == [slice(0, 4), slice(4, 8), slice(8, 12)]
+@pytest.fixture
+def pair() -> Iterator[tuple[TensorParallelGroup, TensorParallelGroup]]:
+    """Both ranks of a group in this process: nothing of a group is global."""
+    port = free_port("127.0.0.1")
+    with ThreadPoolExecutor(2) as pool:
+        ends = [pool.submit(connect_group, rank, 2, "127.0.0.1", port, 30.0) for rank in range(2)]
+        groups = ends[0].result(), ends[1].result()
+    yield groups
+    for group in groups:
+        group.close()
+
+
+def both(first: Callable[[], T], second: Callable[[], T]) -> list[T]:
+    with ThreadPoolExecutor(2) as pool:
+        return [call.result() for call in (pool.submit(first), pool.submit(second))]
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16), ids=str)
+def test_ranks_add_up_and_rank_0_gathers(
+    dtype: torch.dtype, pair: tuple[TensorParallelGroup, TensorParallelGroup]
+) -> None:
+    ones = [torch.full((2, 3), group.rank + 1.0, dtype=dtype) for group in pair]
+    gathered = both(lambda: pair[0].gather(ones[0]), lambda: pair[1].gather(ones[1]))
+    assert gathered[0] is not None
+    assert gathered[0].tolist() == [[1.0, 1.0, 1.0, 2.0, 2.0, 2.0]] * 2
+    assert gathered[1] is None
+    sums = both(lambda: pair[0].all_reduce(ones[0]), lambda: pair[1].all_reduce(ones[1]))
+    assert all(each.eq(3.0).all() for each in sums)
+    assert both(lambda: pair[0].minimum(9), lambda: pair[1].minimum(4)) == [4, 4]
+
+
+def test_a_rank_that_goes_away_is_noticed_at_once(
+    pair: tuple[TensorParallelGroup, TensorParallelGroup],
+) -> None:
+    pair[1].close()
+    with pytest.raises(RuntimeError):
+        pair[0].all_reduce(torch.ones(3))
+
+
+def test_ranks_divide_what_does_not_divide_evenly_with_a_shorter_last_part() -> None:
+    piece = Piece("lm_head.weight", (10, 4), axis=0)
+    assert [piece.part(Shard(rank, 3)) for rank in range(3)] == [slice(0, 4), slice(4, 8), slice(8, 10)]
