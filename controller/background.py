@@ -14,15 +14,20 @@ import time
 from pathlib import Path
 
 from controller.config import DeploymentConfig
-from controller.local_ray import CHECKOUT
+from controller.joining import prepare_to_join
+
+CHECKOUT = Path(__file__).resolve().parent.parent
 
 
 def serve(config: DeploymentConfig, address: str | None = None, *, detach: bool = False) -> int:
     """In the foreground, or with `detach` until the deployment has been launched. The exit status."""
+    address = address or os.environ.get("RAY_ADDRESS")
+    if address:
+        prepare_to_join(address)
+    elif detach:
+        return _in_the_background(config)
     from controller import foreground
 
-    if detach and not (address or os.environ.get("RAY_ADDRESS")):
-        return _in_the_background(config)
     return foreground.serve(config, address, detach=detach, launched=print if detach else _say_nothing)
 
 

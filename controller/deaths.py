@@ -21,7 +21,7 @@ def explain(who: str, error: BaseException | None) -> str:
     if error is None:
         return f"{who} ended"
     if isinstance(error, ActorDiedError) and not error.actor_init_failed:
-        return f"{who}: its process died. {_first_sentences(str(error))}"
+        return f"{who}: its process died ({_reason(str(error))})"
     return f"{who}: {_COLOUR.sub('', str(error)).strip()}"
 
 
@@ -33,7 +33,8 @@ def start_failed(who: str, error: BaseException) -> StartFailed:
     return StartFailed(explain(who, error))
 
 
-def _first_sentences(text: str) -> str:
-    """Ray's banner without its list of common causes."""
+def _reason(text: str) -> str:
+    """Ray's banner without what every banner says, and without its list of common causes."""
     reason = text.split("The actor is dead because", 1)[-1].split("Some common causes", 1)[0]
-    return " ".join(_COLOUR.sub("", reason).split())
+    reason = reason.replace("its worker process has died.", "")
+    return " ".join(_COLOUR.sub("", reason).split()).rstrip(".")

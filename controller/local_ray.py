@@ -53,7 +53,6 @@ def connected(address: str | None, config: DeploymentConfig) -> Iterator[RayClus
 @contextmanager
 def joined(address: str) -> Iterator[RayCluster]:
     """A Ray that runs already, and goes on afterwards."""
-    _present_the_token()
     try:
         context = _init(address=address)
     except (ConnectionError, RuntimeError) as error:
@@ -84,13 +83,6 @@ def _own_ray(config: DeploymentConfig) -> Iterator[RayCluster]:
             ray.shutdown()
             if session is not None:
                 shutil.rmtree(session / "sockets", ignore_errors=True)  # Ray leaves one behind
-
-
-def _present_the_token() -> None:
-    """A Ray that was started with tokens refuses whoever shows none, and Ray shows one only where it is told to."""
-    has_token = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
-    if has_token or (Path.home() / ".ray" / "auth_token").is_file():
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def _init(**options: Any) -> Any:

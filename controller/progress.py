@@ -66,6 +66,7 @@ def _first_line(text: str) -> str:
 
 def ready_text(config: DeploymentConfig, status: DeploymentStatus, logs: Path | None, taken_s: float) -> str:
     """The URL, a line to paste, and where the logs are."""
+    replicas = f"{status.num_ready} {'replica' if status.num_ready == 1 else 'replicas'}"
     name = config.served_model_name or config.model
     url = status.urls[0]
     body = json.dumps(
@@ -73,7 +74,7 @@ def ready_text(config: DeploymentConfig, status: DeploymentStatus, logs: Path | 
     )
     key = "-H 'Authorization: Bearer YOUR-API-KEY' " if config.api_keys else ""
     lines = [
-        f"Trunkline serves {name} at {' '.join(status.urls)} ({status.num_ready} replicas, {taken_s:.1f} s to ready)",
+        f"Trunkline serves {name} at {' '.join(status.urls)} ({replicas}, {taken_s:.1f} s to ready)",
         "",
         f"  curl {url}/v1/completions {key}-H 'Content-Type: application/json' -d '{body}'",
         "",

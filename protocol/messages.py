@@ -96,7 +96,10 @@ class Submit:
 @message(11)
 @dataclass(frozen=True, slots=True)
 class Cancel:
+    """Stop a request, or the one of its sequences that `index` names (a stop string has ended it)."""
+
     request_id: str
+    index: int | None = None
 
 
 @message(12)

@@ -71,7 +71,8 @@ class Dispatcher:
             raise DeadlineExceeded("the deadline had passed when the request arrived")
         self._refuse_overload()
         deadline_s = request.deadline_s
-        generation = Generation(request, None if deadline_s is None else self._clock() + deadline_s)
+        expires_at = None if deadline_s is None else self._clock() + deadline_s
+        generation = Generation(request, expires_at, self._stop_sequence)
         self._counters.requests += 1
         if deadline_s is not None:
             self._room.set_deadline(generation, deadline_s)
@@ -93,6 +94,16 @@ class Dispatcher:
             self._counters.failed += 1
             generation.fail(error)
         self._release(generation)
+
+    def _stop_sequence(self, generation: Generation, index: int) -> None:
+        """The replica is told; the last sequence to stop ends the request."""
+        placement = generation.placement
+        view = None if placement is None else self._views.get(placement.decision.replica)
+        if placement is not None and view is not None:
+            view.stop_sequence(placement.wire_id, index)
+        if generation.done:
+            self._counters.finished += 1
+            self._release(generation)
 
     def fail_all(self, error: Callable[[], TrunklineError]) -> None:
         live = [generation for view in self._views.values() for generation in view.live.values()]

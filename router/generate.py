@@ -171,7 +171,10 @@ class _Run:
         assert self.generation is not None, "a run is iterated after its request was placed"
         async for output in self.generation:
             if output.index in self._open:
-                yield self._delta(output)
+                delta = self._delta(output)
+                if delta.finish is not None and output.finish_reason is None:
+                    self.generation.stop(output.index)
+                yield delta
             if not self._open:  # stop strings may end it before the engine does
                 return
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from array import array
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from protocol.block_hash import join_digests
@@ -32,8 +32,14 @@ class Placement:
 class Generation:
     """Yields every output until all sequences have finished, or raises the error that ended it."""
 
-    def __init__(self, request: RoutedRequest, expires_at: float | None) -> None:
+    def __init__(
+        self,
+        request: RoutedRequest,
+        expires_at: float | None,
+        on_stop: Callable[[Generation, int], None] = lambda generation, index: None,
+    ) -> None:
         self.request = request
+        self._on_stop = on_stop
         self.expires_at = expires_at  # by the router's clock
         self.digests: Sequence[bytes] | None = (
             None  # of the prompt's full blocks, once the block size is known
@@ -74,6 +80,14 @@ class Generation:
             self._changed.clear()
             await self._changed.wait()
         return self._outputs.popleft()
+
+    def stop(self, index: int) -> None:
+        """One sequence is complete for its consumer (a stop string): nothing more of it is computed or yielded."""
+        if not self.over and index not in self._finished:
+            self._finished.add(index)
+            self._outputs = deque(output for output in self._outputs if output.index != index)
+            self._on_stop(self, index)
+            self._changed.set()
 
     async def placed(self) -> None:
         """Until it has its first place. Raises the error that it ended with instead."""

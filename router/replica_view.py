@@ -168,6 +168,10 @@ class ReplicaView:
         if cancel and self._link is not None:
             self._link.send(Cancel(wire_id))
 
+    def stop_sequence(self, wire_id: str, index: int) -> None:
+        if self._link is not None:
+            self._link.send(Cancel(wire_id, index))
+
     def settle(self, wire_id: str) -> None:
         if self._load is not None:
             self._load.settled(wire_id)

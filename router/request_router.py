@@ -22,6 +22,10 @@ class RunningGeneration(Protocol):
 
     def __aiter__(self) -> AsyncIterator[SequenceOutput]: ...
 
+    def stop(self, index: int) -> None:
+        """One sequence is complete for its consumer: nothing more of it is computed."""
+        ...
+
 
 class RequestRouter(Protocol):
     @property

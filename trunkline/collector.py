@@ -21,6 +21,10 @@ class _SequenceSoFar:
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
 
+    @property
+    def finished(self) -> bool:
+        return self.finish_reason is not None
+
 
 class RequestCollector:
     """`add` until `finished`; a stop string may finish a sequence before the engine knows."""
@@ -47,23 +51,24 @@ class RequestCollector:
 
     @property
     def finished(self) -> bool:
-        return all(sequence.finish_reason is not None for sequence in self._sequences)
+        return all(sequence.finished for sequence in self._sequences)
 
     @property
     def num_output_tokens(self) -> int:
         return sum(len(sequence.token_ids) for sequence in self._sequences)
 
-    def add(self, output: SequenceOutput) -> None:
+    def add(self, output: SequenceOutput) -> bool:
+        """Whether a stop string has just ended the sequence, which the engine cannot know."""
         sequence = self._sequences[output.index]
-        if sequence.finish_reason is not None:
-            return  # computed before the engine learnt of a stop string
+        if sequence.finished:
+            return False  # computed before the engine learnt of a stop string
         if self._first_token_s is None:
             self._first_token_s = time.monotonic()
         self._num_cached_tokens = max(self._num_cached_tokens, output.num_cached_tokens)
         sequence.token_ids += output.token_ids
         sequence.logprobs += output.logprobs or ()
         sequence.stream.push(output.token_ids)
-        self._finish(sequence, output)
+        return self._finish(sequence, output)
 
     def result(self) -> RequestOutput:
         now_s = time.monotonic()
@@ -77,7 +82,7 @@ class RequestCollector:
             RequestMetrics(first_s - self._started_s, now_s - self._started_s),
         )
 
-    def _finish(self, sequence: _SequenceSoFar, output: SequenceOutput) -> None:
+    def _finish(self, sequence: _SequenceSoFar, output: SequenceOutput) -> bool:
         stop = sequence.stream.stopped_by
         if stop is None and output.finish_reason is not None:
             sequence.stream.finish()
@@ -88,6 +93,7 @@ class RequestCollector:
             del sequence.token_ids[sequence.stream.num_tokens :]
             del sequence.logprobs[sequence.stream.num_tokens :]
             sequence.finish_reason, sequence.stop_reason = FinishReason.STOP, stop
+        return stop is not None and output.finish_reason is None
 
     def _completion(self, index: int, sequence: _SequenceSoFar) -> CompletionOutput:
         wanted = self._sampling.logprobs is not None

@@ -195,7 +195,8 @@ class LLM:
         while len(ended) < len(collectors):
             for output in self._engine.step().outputs:
                 collector = collectors[output.request_id]
-                collector.add(output)
+                if collector.add(output):
+                    self._engine.cancel(output.request_id, output.index)
                 if collector.finished and output.request_id not in ended:
                     ended.add(output.request_id)
                     yield output.request_id

@@ -7,8 +7,7 @@ import asyncio
 import os
 
 from controller.announcement import running_addresses
-from controller.deployment import Deployment
-from controller.local_ray import joined
+from controller.joining import prepare_to_join
 from protocol.errors import InvalidRequest
 
 DEFAULT_GRACE_S = 30.0
@@ -19,6 +18,10 @@ def run(options: argparse.Namespace) -> int:
     if grace_s < 0:
         raise InvalidRequest(f"--grace must be at least 0, not {grace_s}")
     address = options.address or os.environ.get("RAY_ADDRESS") or _only_running()
+    prepare_to_join(address)
+    from controller.deployment import Deployment  # these import Ray, which reads its environment then
+    from controller.local_ray import joined
+
     with joined(address) as cluster:
         deployment = Deployment.find()
         if deployment is None:

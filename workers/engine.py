@@ -45,7 +45,6 @@ class Engine:
         self._speed = SpeedMeter()
         self._clock = clock
         self._deadlines: list[tuple[float, str]] = []
-        self._live: dict[str, int] = {}  # request id -> sequences that have not finished
         self._step = 0
 
     @property
@@ -62,20 +61,21 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        return bool(self._live)
+        return self._scheduler.has_work()
 
     def submit(self, submit: Submit) -> None:
         """Queue a request. Raises a TrunklineError when it can never run; then nothing was kept."""
         request = Request.from_submit(submit)
         self._scheduler.add(request)
-        self._live[submit.request_id] = submit.num_live_sequences
         if submit.deadline_s is not None:
             heapq.heappush(self._deadlines, (self._clock() + submit.deadline_s, submit.request_id))
 
-    def cancel(self, request_id: str) -> None:
-        """Free all that the request holds. One that has ended, or was never here, is no error."""
-        self._scheduler.abort(request_id)
-        self._live.pop(request_id, None)
+    def cancel(self, request_id: str, index: int | None = None) -> list[SequenceOutput]:
+        """Free all that the request, or one sequence of it, holds; what ended by it is returned, not reported.
+
+        A request that has ended, or was never here, is no error.
+        """
+        return self._scheduler.abort(request_id, index)
 
     def touch(self, digests: bytes) -> None:
         self._scheduler.touch(digests)
@@ -90,7 +90,6 @@ class Engine:
             self._speed.observe(plan, self._clock() - started_s)
             outputs += self._scheduler.complete(plan, sampled)
             self._step += 1
-        self._retire(outputs)
         return StepReport(self._step, tuple(outputs), self._scheduler.take_events(), self.load())
 
     def load(self) -> Load:
@@ -123,11 +122,3 @@ class Engine:
             _, request_id = heapq.heappop(self._deadlines)
             outputs += self._scheduler.abort(request_id)
         return outputs
-
-    def _retire(self, outputs: list[SequenceOutput]) -> None:
-        for output in outputs:
-            if output.finish_reason is None:
-                continue
-            self._live[output.request_id] -= 1
-            if not self._live[output.request_id]:
-                del self._live[output.request_id]

@@ -40,7 +40,7 @@ class RequestLedger:
         if connection in self._listeners:
             self._listeners.remove(connection)
         for request_id in [each for each, owner in self._owners.items() if owner is connection]:
-            self.cancel(request_id, engine)
+            self.cancel(request_id, None, engine)
 
     def submit(self, connection: RouterConnection, submit: Submit, engine: Engine) -> None:
         try:
@@ -51,10 +51,9 @@ class RequestLedger:
         self._owners[submit.request_id] = connection
         self._unfinished[submit.request_id] = submit.num_live_sequences
 
-    def cancel(self, request_id: str, engine: Engine) -> None:
-        engine.cancel(request_id)
-        self._owners.pop(request_id, None)
-        self._unfinished.pop(request_id, None)
+    def cancel(self, request_id: str, index: int | None, engine: Engine) -> None:
+        for output in engine.cancel(request_id, index):
+            self._count_down(output)
 
     def deliver(self, report: StepReport) -> None:
         """One frame per router: its own outputs, everybody's events, the load."""

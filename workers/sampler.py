@@ -87,26 +87,29 @@ def _penalize(logits: Tensor, counts: Tensor, in_prompt: Tensor, state: RowSampl
 def _draw(
     logits: Tensor, states: Sequence[RowSampling], positions: Sequence[int]
 ) -> Tensor:  # [samples] int64
-    chosen = logits.argmax(-1)
     random = [index for index, state in enumerate(states) if not state.sampling.greedy]
-    if not random:
-        return chosen
-    samplings = [states[index].sampling for index in random]
-    scaled = logits if len(random) == len(states) else logits[random]
-    scaled = scaled / torch.tensor([[each.temperature] for each in samplings])
+    if len(random) == len(states):
+        return _draw_random(logits, states, positions)
+    chosen = logits.argmax(-1)
+    if random:
+        drawing, at = [states[index] for index in random], [positions[index] for index in random]
+        chosen[random] = _draw_random(logits[random], drawing, at)
+    return chosen
+
+
+def _draw_random(logits: Tensor, states: Sequence[RowSampling], positions: Sequence[int]) -> Tensor:
+    samplings = [state.sampling for state in states]
+    logits = logits / torch.tensor([[each.temperature] for each in samplings])
     if any(each.top_k or each.top_p < 1.0 or each.min_p for each in samplings):
         filter_logits(
-            scaled,
+            logits,
             torch.tensor([each.top_k for each in samplings]),
             torch.tensor([each.top_p for each in samplings]),
             torch.tensor([each.min_p for each in samplings]),
         )
-    uniforms = uniform(
-        torch.tensor([states[index].seed for index in random]),
-        torch.tensor([positions[index] for index in random]),
+    return draw(
+        logits, uniform(torch.tensor([state.seed for state in states]), torch.tensor(list(positions)))
     )
-    chosen[random] = draw(scaled, uniforms)
-    return chosen
 
 
 def _logprobs(raw: Tensor, drawn: Tensor, widths: Sequence[int]) -> list[TokenLogprob]:

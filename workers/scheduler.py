@@ -62,10 +62,16 @@ class Scheduler:
         self._requests[request.request_id] = live
         self._prefill.queue(live.sequences[0])
 
-    def abort(self, request_id: str) -> list[SequenceOutput]:
-        """End a request now, and free all that it holds. One output for each sequence that had not ended."""
+    def abort(self, request_id: str, index: int | None = None) -> list[SequenceOutput]:
+        """End a request, or one sequence of it, now, and free all that it holds.
+
+        Gives one output for each sequence that has ended by it. A single one does not end while it computes the
+        prompt that the others wait for.
+        """
         live = self._requests.get(request_id)
-        sequences = () if live is None else tuple(live.sequences)
+        if live is None or (index is not None and not live.released):
+            return []
+        sequences = [each for each in live.sequences if index is None or each.index == index]
         return [self._end(sequence, (), Ending(FinishReason.ABORT)) for sequence in sequences]
 
     def has_work(self) -> bool:

@@ -99,8 +99,8 @@ class ReplicaServer:
         match message:
             case Submit():
                 self._steps.post(partial(self._ledger.submit, connection, message))
-            case Cancel(request_id):
-                self._steps.post(partial(self._ledger.cancel, request_id))
+            case Cancel(request_id, index):
+                self._steps.post(partial(self._ledger.cancel, request_id, index))
             case Touch(digests):
                 self._steps.post(lambda engine: engine.touch(digests))
             case ResetCache(call_id):

@@ -15,7 +15,7 @@ from protocol.block_hash import SECRET_BYTES, BlockHasher
 from protocol.codec import decode, encode
 from protocol.frames import frame, read_frame
 from protocol.handshake import ReplicaFacts, greet_replica
-from protocol.messages import Identity, SequenceOutput, SnapshotChunk, StepFrame, Submit
+from protocol.messages import Identity, Ping, Pong, SequenceOutput, SnapshotChunk, StepFrame, Submit
 from protocol.sampling import SamplingParams
 from protocol.tokens import pack_tokens
 from workers.engine import Engine
@@ -33,10 +33,11 @@ T = TypeVar("T")
 
 @dataclass
 class CountingRunner:
-    """The next token is the last one plus one. `gate` holds steps back, `fails_at` breaks one."""
+    """The next token is the last one plus one. `gate` holds steps back from `holds_from` on, `fails_at` breaks one."""
 
     facts: RunnerFacts = field(default_factory=lambda: RunnerFacts(128, BLOCK_SIZE, 256, 1000, (0,)))
     gate: threading.Event = field(default_factory=threading.Event)
+    holds_from: int = 0
     fails_at: int | None = None
     closed: bool = False
 
@@ -44,7 +45,7 @@ class CountingRunner:
         self.gate.set()
 
     def execute(self, plan: StepPlan) -> SampledTokens:
-        assert self.gate.wait(30), "the test never opened the gate"
+        assert plan.step < self.holds_from or self.gate.wait(30), "the test never opened the gate"
         if self.fails_at is not None and plan.step >= self.fails_at:
             raise RuntimeError("the device is on fire")
         tokens = tuple(row.token_ids[-1] + 1 for row in plan.rows if row.sample)
@@ -93,9 +94,10 @@ class FakeRouter:
             outputs += [output for output in step.outputs if output.request_id == request_id]
         return outputs
 
-    async def close(self) -> None:
-        self.writer.close()
-        await self.writer.wait_closed()
+    async def heard(self) -> None:
+        """Everything sent so far has reached the replica."""
+        self.send(Ping(0))
+        await self.until(Pong)
 
 
 @dataclass

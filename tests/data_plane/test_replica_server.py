@@ -32,6 +32,12 @@ from workers import request_ledger, router_connection
 Build = Callable[..., Submit]
 
 
+def hold(replica: Any, from_step: int) -> None:
+    """Steps from this one on wait until the test opens the gate."""
+    replica.runner.holds_from = from_step
+    replica.runner.gate.clear()
+
+
 async def test_a_connection_begins_with_a_snapshot_and_the_load(replica: Any, submit: Build) -> None:
     async with replica.router() as router:
         chunk, step = await router.receive(), await router.receive()
@@ -90,18 +96,41 @@ async def test_a_snapshot_travels_in_chunks(
 
 
 async def test_a_lost_router_frees_its_blocks(replica: Any, submit: Build) -> None:
+    hold(replica, from_step=2)
     async with replica.router("stays") as stays:
         async with replica.router("goes") as goes:
             goes.send(submit(max_tokens=200))
             await stays.until(StepFrame, lambda step: step.load.num_used_blocks > 0)
-        await stays.until(StepFrame, lambda step: step.load.num_used_blocks == 0)
+        while len(replica.server.connections) > 1:
+            await stays.heard()
+        replica.runner.gate.set()
+        freed = await stays.until(StepFrame, lambda step: step.load.num_used_blocks == 0)
+    assert freed.step < 200
 
 
 async def test_a_cancelled_request_frees_its_blocks(replica: Any, submit: Build) -> None:
+    hold(replica, from_step=2)
     async with replica.router() as router:
         router.send(submit(max_tokens=200))
         await router.until(StepFrame, lambda step: step.load.num_used_blocks > 0)
         router.send(Cancel("r"))
+        await router.heard()
+        replica.runner.gate.set()
+        freed = await router.until(StepFrame, lambda step: step.load.num_used_blocks == 0)
+    assert freed.step == 2
+
+
+async def test_one_sequence_can_be_stopped_while_its_siblings_go_on(replica: Any, submit: Build) -> None:
+    hold(replica, from_step=4)
+    async with replica.router() as router:
+        router.send(submit(max_tokens=60, n=3))
+        await router.until(StepFrame, lambda step: len(step.outputs) == 3)
+        router.send(Cancel("r", 1))
+        await router.heard()
+        replica.runner.gate.set()
+        await router.until(StepFrame, lambda step: [each.index for each in step.outputs] == [0, 2])
+        router.send(Cancel("r", 0))
+        router.send(Cancel("r", 2))
         await router.until(StepFrame, lambda step: step.load.num_used_blocks == 0)
 
 
@@ -117,10 +146,13 @@ async def test_a_request_that_can_never_run_is_rejected_and_others_go_on(replica
 async def test_a_reset_is_refused_while_blocks_are_in_use_and_granted_after(
     replica: Any, submit: Build
 ) -> None:
+    hold(replica, from_step=2)
     async with replica.router() as router:
         router.send(submit(max_tokens=200))
         await router.until(StepFrame, lambda step: step.load.num_used_blocks > 0)
         router.send(ResetCache(1))
+        await router.heard()
+        replica.runner.gate.set()
         assert (await router.until(CacheReset)).blocks_in_use > 0
         router.send(Cancel("r"))
         router.send(ResetCache(2))

@@ -59,6 +59,7 @@ class Running:
     emitted: list[int]
     num_cached_tokens: int
     started: bool = False
+    stopped: set[int] = field(default_factory=set)
 
 
 @dataclass
@@ -79,6 +80,7 @@ class FakeReplica:
 
     submits: list[Submit] = field(default_factory=list)
     cancels: list[str] = field(default_factory=list)
+    stops: list[tuple[str, int]] = field(default_factory=list)  # of single sequences
     num_resyncs: int = 0
     num_connections: int = 0
     cache: list[bytes] = field(default_factory=list)
@@ -181,9 +183,12 @@ class FakeReplica:
         match message:
             case Submit():
                 self._submit(message, writer)
-            case Cancel():
-                self.cancels.append(message.request_id)
-                self.running.pop(message.request_id, None)
+            case Cancel(request_id, None):
+                self.cancels.append(request_id)
+                self.running.pop(request_id, None)
+            case Cancel(request_id, int(index)):
+                self.stops.append((request_id, index))
+                self.running[request_id].stopped.add(index)
             case Ping() if self.answers_pings:
                 writer.write(frame(encode(Pong(message.number))))
             case Resync():
@@ -270,7 +275,7 @@ class FakeReplica:
 
     def _unfinished(self, running: Running) -> list[int]:
         most = running.submit.sampling.max_tokens or 0
-        ended = running.submit.finished
+        ended = {*running.submit.finished, *running.stopped}
         return [i for i, n in enumerate(running.emitted) if n < most and i not in ended]
 
     def _next(self, request_id: str, running: Running, index: int) -> SequenceOutput:

@@ -622,3 +622,29 @@ async def test_a_fault_in_routing_answers_its_request(
     with pytest.raises(ZeroDivisionError):
         await answer(router, broken)
     assert router.status().num_live_requests == 0
+
+
+async def test_a_stopped_sequence_is_cancelled_alone_and_its_siblings_are_answered(
+    make_replica: Make, make_router: Make, make_request: Any, eventually: Make
+) -> None:
+    replica = await make_replica()
+    router = await make_router([replica])
+    async with router.open(make_request(n=2, max_tokens=6)) as generation:
+        first = await anext(generation)
+        generation.stop(first.index)
+        rest = [output.index async for output in generation]
+    assert set(rest) - {first.index} == {1 - first.index}
+    assert rest.count(1 - first.index) >= 5
+    await eventually(lambda: replica.stops == [(generation.request.request_id, first.index)])
+    assert replica.cancels == []
+
+
+async def test_a_request_whose_sequences_are_all_stopped_is_finished(
+    make_replica: Make, make_router: Make, make_request: Any
+) -> None:
+    router = await make_router([await make_replica()])
+    async with router.open(make_request(max_tokens=1000)) as generation:
+        await anext(generation)
+        generation.stop(0)
+        assert [output async for output in generation] == []
+    assert router.counters.finished == 1 and router.status().num_live_requests == 0

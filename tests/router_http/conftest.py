@@ -93,6 +93,10 @@ class FakeGeneration:
         self.decision = Decision("replica-1", script.cached, 0.0, Reason.PREFIX)
         self.replica = "replica-1"
         self._script = script
+        self.stopped: list[int] = []
+
+    def stop(self, index: int) -> None:
+        self.stopped.append(index)
 
     async def __aiter__(self) -> AsyncIterator[SequenceOutput]:
         script, sampling = self._script, self.request.sampling
@@ -142,6 +146,7 @@ class FakeRouter:
         self.blocks_in_use = 0
         self.requests: list[RoutedRequest] = []
         self.num_open = 0
+        self.generations: list[FakeGeneration] = []
         self.left = asyncio.Event()  # some request's context was left
 
     def says(self, tokenizer: Tokenizer, text: str, *, cached: int = 0) -> Script:
@@ -157,7 +162,8 @@ class FakeRouter:
         self.requests.append(request)
         self.num_open += 1
         try:
-            yield FakeGeneration(request, self.script)
+            self.generations.append(FakeGeneration(request, self.script))
+            yield self.generations[-1]
         finally:
             self.num_open -= 1
             self.left.set()

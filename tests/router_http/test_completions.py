@@ -158,3 +158,16 @@ async def test_equal_labels_of_clients_do_not_meet_inside(client: openai.AsyncOp
     for _ in range(2):
         await whole(client, extra_body={"request_id": "same"})
     assert len({request.request_id for request in router.requests}) == 2
+
+
+async def test_a_stop_string_stops_its_own_sequence_at_the_replica(
+    client: openai.AsyncOpenAI, router: Any
+) -> None:
+    answer = await whole(client, stop=[" wor"], n=2)
+    assert [choice.text for choice in answer.choices] == ["hello"] * 2
+    assert router.generations[-1].stopped == [0, 1]
+
+
+async def test_a_sequence_that_ends_by_itself_is_not_stopped(client: openai.AsyncOpenAI, router: Any) -> None:
+    await whole(client)
+    assert router.generations[-1].stopped == []

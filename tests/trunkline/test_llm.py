@@ -136,3 +136,15 @@ def test_heads_that_do_not_divide_are_refused() -> None:
 def test_a_model_that_is_not_there_is_refused() -> None:
     with pytest.raises(ModelNotFound):
         LLM("./no-such-model", use_tqdm=False)
+
+
+def test_a_stop_string_ends_one_sequence_and_not_its_siblings(llm: LLM) -> None:
+    free = llm.generate(
+        "Once upon a time", SamplingParams(n=3, seed=3, max_tokens=20, ignore_eos=True), False
+    )
+    stop = free[0].outputs[0].text[4:9]
+    params = SamplingParams(n=3, seed=3, max_tokens=20, ignore_eos=True, stop=(stop,))
+    outputs = llm.generate("Once upon a time", params, use_tqdm=False)[0].outputs
+    expected = [each.text.split(stop)[0] for each in free[0].outputs]
+    assert [each.text for each in outputs] == expected
+    assert outputs[0].stop_reason == stop and llm.get_metrics().num_used_blocks == 0

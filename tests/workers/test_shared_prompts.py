@@ -99,3 +99,26 @@ def test_the_first_sequence_keeps_the_requests_seed_and_the_others_differ() -> N
     assert sequence_seed(-5, 0) == -5
     assert all(-(2**63) <= seed < 2**63 for seed in seeds)
     assert len(set(seeds)) == len(seeds)
+
+
+def test_a_sequence_that_is_stopped_frees_its_own_blocks_and_its_siblings_go_on(
+    make_driver: Make, expected_tokens: Make
+) -> None:
+    driver = make_driver()
+    name = driver.add(range(40), n=2)
+    driver.step()
+    driver.step()
+    used = driver.scheduler.load().num_used_blocks
+    ended = driver.scheduler.abort(name, 0)
+    assert [(output.index, output.finish_reason) for output in ended] == [(0, FinishReason.ABORT)]
+    assert driver.scheduler.load().num_used_blocks < used
+    driver.run()
+    assert driver.tokens_of(name, 1) == expected_tokens(range(40), 4, sequence_seed(7, 1))
+
+
+def test_a_sequence_is_not_stopped_while_it_computes_the_prompt_for_the_others(make_driver: Make) -> None:
+    driver = make_driver()
+    name = driver.add(range(40), n=2)
+    assert driver.scheduler.abort(name, 0) == []
+    driver.run()
+    assert len(driver.tokens_of(name, 1)) == 4

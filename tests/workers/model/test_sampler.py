@@ -96,6 +96,18 @@ def test_top_p_of_a_flat_wide_vocabulary_needs_more_than_the_first_candidates() 
     assert 0.9 <= float(mass) < 0.9005
 
 
+def test_draws_reach_every_part_of_a_wide_vocabulary_and_only_what_is_possible() -> None:
+    from kernels.sample import draw
+
+    logits = torch.full((1, 1000), -torch.inf)
+    logits[0, [0, 255, 256, 700, 999]] = torch.tensor([0.1, 0.2, 0.2, 0.1, 0.4]).log()
+    uniforms = torch.cat(
+        [torch.arange(2000).double() / 2000, torch.tensor([1 - 2.0**-48], dtype=torch.float64)]
+    )
+    counts = Counter(draw(logits.expand(len(uniforms), -1), uniforms).tolist())
+    assert counts == {0: 200, 255: 400, 256: 400, 700: 200, 999: 801}
+
+
 def test_a_draw_does_not_depend_on_the_rows_beside_it() -> None:
     params = [
         SamplingParams(temperature=0.0),
@@ -203,3 +215,10 @@ def test_a_row_that_ended_leaves_nothing() -> None:
     sampler.end(0)
     with pytest.raises(KeyError):
         sampler.sample(LOGITS[None].clone(), [0], [3])
+
+
+@pytest.mark.parametrize("value", (-torch.inf, torch.nan))
+def test_a_row_with_no_possible_token_still_gets_one(value: float) -> None:
+    """Nonsense in one row must not end the step for the others."""
+    drawn = sample(SamplingParams(top_p=0.9, top_k=3), logits=torch.full((VOCABULARY,), value)).token_ids
+    assert 0 <= drawn[0] < VOCABULARY
