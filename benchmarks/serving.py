@@ -2,8 +2,9 @@
 
     python benchmarks/serving.py [--url http://127.0.0.1:8000]
 
-Needs a running `trunkline serve` with the built-in model. The direct figure is the same request through an engine of
-the same kind inside this process, so the difference is HTTP, tokenizing, routing, the data plane and detokenizing.
+Without --url it starts `trunkline serve` with the built-in model itself. The direct figure is the same request through
+an engine of the same kind inside this process, so the difference is HTTP, tokenizing, routing, the data plane and
+detokenizing.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import uuid
 
 from openai import OpenAI
 from report import milliseconds, print_header
+from system import running_system
 
 from trunkline import LLM, SamplingParams
 
@@ -100,19 +102,27 @@ def added_latency_table(client: OpenAI, llm: LLM, prompts: Prompts, rounds: int)
     print(f"| ratio | {ratio:.2f} |")
 
 
+def measure(url: str, rounds: int) -> None:
+    client = OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+    with LLM(MODEL, use_tqdm=False, seed=SEED) as llm:
+        prompts = Prompts(llm)
+        first_token_table(client, prompts, rounds)
+        added_latency_table(client, llm, prompts, rounds)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--url", default="http://127.0.0.1:8000")
+    parser.add_argument("--url")
     parser.add_argument("--rounds", type=int, default=40)
     arguments = parser.parse_args()
     print_header("Serving", model=MODEL, prompt_tokens=PROMPT_TOKENS, rounds=arguments.rounds, seed=SEED)
-    client = OpenAI(base_url=f"{arguments.url}/v1", api_key="none", max_retries=0)
-    with LLM(MODEL, use_tqdm=False, seed=SEED) as llm:
-        prompts = Prompts(llm)
-        first_token_table(client, prompts, arguments.rounds)
-        added_latency_table(client, llm, prompts, arguments.rounds)
+    if arguments.url is not None:
+        measure(arguments.url, arguments.rounds)
+        return
+    with running_system() as system:
+        measure(system.url, arguments.rounds)
 
 
 if __name__ == "__main__":

@@ -84,9 +84,10 @@ class Foreground:
 
     async def _follow(self) -> int:
         """Until somebody else has stopped the deployment, or it cannot start."""
-        announced = False
+        announced, phase = False, Phase.STARTING
         async for status in self._deployment.statuses():
             self._progress.show(status)
+            phase = status.phase
             if status.phase is Phase.HOPELESS:
                 self._progress.close()
                 print(f"\nThe deployment cannot start: {status.detail}", file=sys.stderr, flush=True)
@@ -97,6 +98,9 @@ class Foreground:
                 self._progress.close()
                 taken_s = time.monotonic() - self._began_s
                 print(ready_text(self._config, status, self._logs, taken_s), flush=True)
+        if phase is not Phase.STOPPED:
+            print(f"The controller has gone; its logs are in {self._logs}.", file=sys.stderr, flush=True)
+            return 1
         print("The deployment has stopped.", file=sys.stderr, flush=True)
         return 0
 

@@ -21,6 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from controller.actor_calls import answer
 from protocol.membership import WorkerInfo
 
+REMOTE_TIMEOUT_S = 10.0  # a node that does not answer by then has hung; its replica is not waited for
 RAY_TITLE = b"ray::"  # Ray titles its workers so; a process without it is somebody else's under a reused pid
 
 
@@ -80,6 +81,6 @@ async def end_everywhere(infos: Sequence[WorkerInfo]) -> list[int]:
     for node, pids in by_node.items():
         there = NodeAffinitySchedulingStrategy(node, soft=False)
         task = ray.remote(end_processes).options(num_cpus=0, scheduling_strategy=there)
-        with contextlib.suppress(RayError):
-            survivors += await answer(task.remote(pids))
+        with contextlib.suppress(RayError, TimeoutError):
+            survivors += await asyncio.wait_for(answer(task.remote(pids)), REMOTE_TIMEOUT_S)
     return survivors

@@ -44,9 +44,11 @@ def draw(
 
     In two strides, over chunks and then within one: a cumulative sum of the whole vocabulary takes ten times as long.
     """
-    probabilities = logits.softmax(-1)
-    chunks = F.pad(probabilities, (0, -logits.shape[-1] % _CHUNK)).view(logits.shape[0], -1, _CHUNK)
-    sums = chunks.sum(-1, dtype=torch.float64)
+    probabilities, missing = logits.softmax(-1), -logits.shape[-1] % _CHUNK
+    if missing:
+        probabilities = F.pad(probabilities, (0, missing))
+    chunks = probabilities.view(logits.shape[0], -1, _CHUNK)
+    sums = chunks.sum(-1).double()
     mass = sums.cumsum(-1)  # [rows, chunks]
     target = uniforms[:, None] * mass[:, -1:]
     chunk = torch.searchsorted(mass, target, right=True).clamp_(max=mass.shape[1] - 1)

@@ -99,7 +99,7 @@ def _draw(
 
 def _draw_random(logits: Tensor, states: Sequence[RowSampling], positions: Sequence[int]) -> Tensor:
     samplings = [state.sampling for state in states]
-    logits = logits / torch.tensor([[each.temperature] for each in samplings])
+    logits.div_(torch.tensor([[each.temperature] for each in samplings]))
     if any(each.top_k or each.top_p < 1.0 or each.min_p for each in samplings):
         filter_logits(
             logits,

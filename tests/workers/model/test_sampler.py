@@ -102,7 +102,7 @@ def test_draws_reach_every_part_of_a_wide_vocabulary_and_only_what_is_possible()
     logits = torch.full((1, 1000), -torch.inf)
     logits[0, [0, 255, 256, 700, 999]] = torch.tensor([0.1, 0.2, 0.2, 0.1, 0.4]).log()
     uniforms = torch.cat(
-        [torch.arange(2000).double() / 2000, torch.tensor([1 - 2.0**-48], dtype=torch.float64)]
+        [(torch.arange(2000).double() + 0.5) / 2000, torch.tensor([1 - 2.0**-48], dtype=torch.float64)]
     )
     counts = Counter(draw(logits.expand(len(uniforms), -1), uniforms).tolist())
     assert counts == {0: 200, 255: 400, 256: 400, 700: 200, 999: 801}
