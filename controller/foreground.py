@@ -20,7 +20,7 @@ from ray.exceptions import RayError
 from controller.config import DeploymentConfig
 from controller.deployment import Deployment
 from controller.local_ray import connected
-from controller.progress import Progress, ready_text
+from controller.progress import Progress, ready_text, say
 from controller.status import Phase
 
 FORCED_STOP_TIMEOUT_S = 10.0
@@ -38,9 +38,7 @@ def serve(
     began = time.monotonic()
     try:
         with connected(address, config) as cluster:
-            print(
-                f"Ray {cluster.address} after {time.monotonic() - began:.1f} s", file=sys.stderr, flush=True
-            )
+            say(f"Ray {cluster.address} after {time.monotonic() - began:.1f} s")
             deployment = Deployment.launch(config)
             launched(f"Trunkline starts on Ray {cluster.address}; logs: {cluster.log_directory}")
             if detach:
@@ -72,7 +70,7 @@ class Foreground:
             await asyncio.wait([following, interrupted], return_when=asyncio.FIRST_COMPLETED)
             return await following if following.done() else await self._stop(following)
         except RayError as error:
-            print(f"Ray has failed: {error}", file=sys.stderr)
+            say(f"Ray has failed: {error}")
             return 1
         finally:
             self._progress.close()
@@ -90,26 +88,24 @@ class Foreground:
             phase = status.phase
             if status.phase is Phase.HOPELESS:
                 self._progress.close()
-                print(f"\nThe deployment cannot start: {status.detail}", file=sys.stderr, flush=True)
+                say(f"\nThe deployment cannot start: {status.detail}")
                 await self._deployment.stop(0.0)
                 return 1
             if status.phase is Phase.READY and not announced:
                 announced = True
                 self._progress.close()
                 taken_s = time.monotonic() - self._began_s
-                print(ready_text(self._config, status, self._logs, taken_s), flush=True)
+                say(ready_text(self._config, status, self._logs, taken_s), sys.stdout)
         if phase is not Phase.STOPPED:
-            print(f"The controller has gone; its logs are in {self._logs}.", file=sys.stderr, flush=True)
+            say(f"The controller has gone; its logs are in {self._logs}.")
             return 1
-        print("The deployment has stopped.", file=sys.stderr, flush=True)
+        say("The deployment has stopped.")
         return 0
 
     async def _stop(self, following: asyncio.Task[int]) -> int:
         self._progress.close()
         grace_s = self._config.drain_timeout_s
-        print(
-            f"\nStopping: running requests have {grace_s:g} s. Ctrl-C again stops at once.", file=sys.stderr
-        )
+        say(f"\nStopping: running requests have {grace_s:g} s. Ctrl-C again stops at once.")
         stopping = asyncio.create_task(self._deployment.stop(grace_s))
         forced = asyncio.create_task(self._second.wait())
         await asyncio.wait([stopping, forced], return_when=asyncio.FIRST_COMPLETED)

@@ -5,6 +5,7 @@ Fed by `foreground.py` with statuses; prints to stderr what passes, to stdout wh
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -49,9 +50,15 @@ class Progress:
             return
         self._said[unit.replica_id] = line
         if self._bar is None:
-            print(line, file=self._stream, flush=True)
+            say(line, self._stream)
         elif unit.state is ReplicaState.FAILED:
             self._bar.write(line, file=self._stream)
+
+
+def say(text: str, stream: TextIO | None = None) -> None:
+    """Print, to stderr unless told otherwise. A terminal that has gone must not keep a deployment from its stop."""
+    with contextlib.suppress(OSError):
+        print(text, file=stream or sys.stderr, flush=True)
 
 
 def _line(unit: ReplicaInfo) -> str:

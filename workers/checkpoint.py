@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from protocol.errors import ModelNotFound, UnsupportedModel
-from workers.tensor_parallel import Shard
+from workers.shard import Shard
 from workers.weight_layout import Piece
 
 _INDEX = "model.safetensors.index.json"

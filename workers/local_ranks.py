@@ -14,6 +14,7 @@ from protocol.deployment_secrets import DeploymentSecrets
 from protocol.model_source import ModelSource
 from workers.engine import Engine
 from workers.engine_config import EngineConfig
+from workers.preflight import check_model
 from workers.threads import openmp_environment
 from workers.worker import Progress, Worker
 from workers.worker_config import Rendezvous, WorkerConfig
@@ -28,6 +29,7 @@ class LocalRanks:
     def __init__(
         self, config: EngineConfig, source: ModelSource, secrets: DeploymentSecrets, on_progress: Progress
     ) -> None:
+        check_model(config, source)
         _let_threads_sleep()
         from workers.engine_builder import build_engine  # brings torch
 

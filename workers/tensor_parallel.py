@@ -7,7 +7,6 @@ replicas can live in one process. A group of one exchanges nothing and costs not
 from __future__ import annotations
 
 import socket
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -15,13 +14,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroupGloo, TCPStore  # type: ignore[attr-defined]
 
-
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """Which part of everything that is divided among `size` ranks is this rank's."""
-
-    rank: int = 0
-    size: int = 1
+from workers.shard import Shard
 
 
 class TensorParallelGroup:

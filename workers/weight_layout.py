@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from protocol.errors import UnsupportedModel
 from workers.model_spec import ModelSpec, WeightNames
-from workers.tensor_parallel import Shard
+from workers.shard import Shard
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kernels.linear import Linear
 from workers.checkpoint import Checkpoint
-from workers.tensor_parallel import Shard
+from workers.shard import Shard
 from workers.weight_layout import DecoderLayout, LayerLayout, LinearLayout, Piece
 
 PackLinear = Callable[[Tensor, Tensor | None], Linear]

@@ -109,13 +109,13 @@ class Worker:
         ).start()
 
     def _until_the_end(self, follower: PlanFollower, runner: Runner) -> None:
+        trace = None
         try:
             follower.follow(runner)
-            self._end(None)
         except BaseException:
-            self._end(traceback.format_exc())
-        finally:
-            runner.close()
+            trace = traceback.format_exc()
+        runner.close()  # before the end is told: the process may leave as soon as it is
+        self._end(trace)
 
     def _lead(self, runner: Runner, source: ModelSource) -> WorkerAddress:
         from workers.engine_builder import build_engine, warm_up
