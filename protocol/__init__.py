@@ -2,3 +2,5 @@
 
 Imports nothing of ours, and of others only msgpack and xxhash (huggingface_hub when a hub name is resolved).
 """
+
+__version__ = "0.1.0"

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Coroutine
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
+from protocol import __version__
 from protocol.membership import Membership
 from protocol.messages import Identity
 from protocol.model_source import ModelSource, resolve_model
@@ -97,10 +98,17 @@ class RouterService:
         from router.api import create_app
         from router.api_config import ApiConfig
         from router.http_server import HttpServer
+        from router.request_sampling import SamplingDefaults
         from router.tokenizer import Tokenizer
 
         tokenizer = await asyncio.to_thread(Tokenizer.from_directory, source.directory)
-        config = ApiConfig(source.name, api_keys=self._launch.api_keys, secrets=self._launch.secrets)
+        config = ApiConfig(
+            source.name,
+            version=__version__,
+            api_keys=self._launch.api_keys,
+            secrets=self._launch.secrets,
+            defaults=SamplingDefaults.from_directory(source.directory),
+        )
         app = create_app(router, tokenizer, config)
         server = HttpServer(app, self._launch.host, self._launch.port)
         await server.__aenter__()

@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+import kernels
+import protocol
+import trunkline
+
 ROOT = Path(__file__).resolve().parent.parent
 MAY_IMPORT: dict[str, set[str]] = {
     "protocol": set(),
@@ -75,6 +79,10 @@ def test_each_package_resolves_inside_the_checkout(package: str) -> None:
     found = importlib.util.find_spec(package)
     assert found is not None and found.origin is not None
     assert Path(found.origin).is_relative_to(ROOT)
+
+
+def test_there_is_one_version() -> None:
+    assert kernels.__version__ == protocol.__version__ == trunkline.__version__
 
 
 def test_no_test_folder_is_a_package() -> None:

@@ -12,6 +12,7 @@ from protocol.errors import InvalidRequest
 from protocol.model_source import resolve_model
 from router.auth import check_bind
 from trunkline.cli import model_options
+from workers.preflight import check_model
 
 MAX_THREADS_A_WORKER = 16  # more gain nothing on one replica
 
@@ -20,7 +21,7 @@ def run(options: argparse.Namespace) -> int:
     """The exit status. What a user can get wrong is found before anything starts."""
     config = config_from(options).with_keys_read()
     check_bind(config.routers.host, config.api_keys)
-    resolve_model(config.model, served_name=config.served_model_name)
+    check_model(config.engine(), resolve_model(config.model, served_name=config.served_model_name))
     if on_its_own(options):
         for index in range(config.routers.count):
             check_port(config.routers.host, config.routers.port_of(index))

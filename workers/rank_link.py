@@ -106,5 +106,12 @@ class PlanFollower:
         self._socket.close()
 
 
+def free_port(host: str) -> int:
+    """A port of `host` that nobody listens on just now."""
+    with socket.create_server((host, 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
 def _proof(key: bytes, nonce: bytes, rank: int) -> bytes:
     return hmac.new(key, b"rank" + nonce + rank.to_bytes(2, "big"), hashlib.sha256).digest()

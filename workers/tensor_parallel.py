@@ -76,13 +76,6 @@ def connect_group(rank: int, size: int, host: str, port: int, timeout_s: float) 
     return TensorParallelGroup(Shard(rank, size), gloo(store, rank, size, options))
 
 
-def free_port(host: str) -> int:
-    """A port of `host` that nobody listens on just now."""
-    with socket.create_server((host, 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
-
-
 def _join_store(rank: int, size: int, host: str, port: int, timeout: timedelta) -> TCPStore:
     """Rank 0 hands the store a socket of its own, because by itself the store would listen on every address."""
     if rank > 0:

@@ -17,7 +17,7 @@ from protocol.handshake import ReplicaFacts
 from protocol.messages import Identity
 from protocol.model_source import ModelSource, resolve_model
 from workers.engine import Engine
-from workers.rank_link import LeadingRunner, PlanFollower, PlanListener
+from workers.rank_link import LeadingRunner, PlanFollower, PlanListener, free_port
 from workers.runner import Runner
 from workers.server_thread import ServerThread
 from workers.worker_config import Rendezvous, WorkerAddress, WorkerConfig
@@ -44,8 +44,6 @@ class Worker:
 
     def rendezvous(self) -> Rendezvous:
         """Open rank 0's doors for the other ranks."""
-        from workers.tensor_parallel import free_port
-
         assert self._config.rank == 0, "only rank 0 opens a rendezvous"
         self._listener = PlanListener(self._host, self._config.secrets.hello_key)
         return Rendezvous(self._host, free_port(self._host), self._listener.port)

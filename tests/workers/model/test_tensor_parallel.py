@@ -20,10 +20,11 @@ from protocol.sampling import SamplingParams
 from workers.cpu_runner import CpuRunner
 from workers.families import llama
 from workers.hf_config import read_config
+from workers.rank_link import free_port
 from workers.runner_config import RunnerConfig
 from workers.shard import Shard
 from workers.step_plan import SampledTokens, StepPlan
-from workers.tensor_parallel import TensorParallelGroup, connect_group, free_port
+from workers.tensor_parallel import TensorParallelGroup, connect_group
 from workers.weight_layout import Piece, check_divides
 
 T = TypeVar("T")
