@@ -101,5 +101,5 @@ def _tree(root: type[TrunklineError]) -> list[type[TrunklineError]]:
 
 def error_from_code(code: str, message: str, param: str | None = None) -> TrunklineError:
     """The error that a peer named by its code; an unknown code is an internal error of the peer's."""
-    by_code = {error.code: error for error in _tree(TrunklineError)}
+    by_code = {error.code: error for error in reversed(_tree(TrunklineError))}  # a base before its heirs
     return by_code.get(code, TrunklineError)(message, param=param)

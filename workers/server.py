@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 
 from protocol.codec import decode
@@ -52,6 +51,10 @@ class ReplicaServer:
     def connections(self) -> frozenset[asyncio.StreamWriter]:
         """Of the routers that are connected now."""
         return frozenset(self._writers)
+
+    @property
+    def stopping(self) -> bool:
+        return self._steps.stopping
 
     async def __aenter__(self) -> ReplicaServer:
         self._loop = asyncio.get_running_loop()
@@ -126,10 +129,3 @@ class ReplicaServer:
 
 def _reset(engine: Engine, connection: RouterConnection, call_id: int) -> None:
     connection.post(CacheReset(call_id, engine.reset_prefix_cache()))
-
-
-def facts_of(engine: Engine, base: ReplicaFacts) -> ReplicaFacts:
-    """The facts with what only a started engine knows: block size, context, pool."""
-    facts = engine.facts
-    identity = replace(base.identity, block_size=facts.block_size)
-    return replace(base, identity=identity, max_model_len=facts.max_model_len, num_blocks=facts.num_blocks)

@@ -30,6 +30,11 @@ class StepLoop:
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="engine-steps", daemon=True)
 
+    @property
+    def stopping(self) -> bool:
+        """No step begins any more."""
+        return self._stopping
+
     def start(self) -> None:
         self._thread.start()
 

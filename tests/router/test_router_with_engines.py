@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from router.router import Router
 from workers.engine import Engine
 from workers.runner import RunnerFacts
 from workers.scheduler import SchedulerConfig
-from workers.server import ReplicaServer, facts_of
+from workers.server import ReplicaServer
 from workers.step_plan import SampledTokens, StepPlan
 
 Make = Callable[..., Awaitable[Any]]
@@ -28,10 +29,16 @@ BLOCK_SIZE = 4
 
 
 class CountingRunner:
-    def __init__(self, num_blocks: int) -> None:
+    """`stalls_at` holds back that step and the later ones until `released`."""
+
+    def __init__(self, num_blocks: int, stalls_at: int | None) -> None:
         self.facts = RunnerFacts(num_blocks, BLOCK_SIZE, 256, 100_000, (0,))
+        self.stalls_at = stalls_at
+        self.released = threading.Event()
 
     def execute(self, plan: StepPlan) -> SampledTokens:
+        if self.stalls_at is not None and plan.step >= self.stalls_at:
+            assert self.released.wait(30), "the test never released the runner"
         tokens = tuple(row.token_ids[-1] + 1 for row in plan.rows if row.sample)
         return SampledTokens(tokens, (None,) * len(tokens))
 
@@ -42,6 +49,7 @@ class CountingRunner:
 class Replica:
     replica_id: str
     server: ReplicaServer
+    runner: CountingRunner
 
     def info(self) -> ReplicaInfo:
         return ReplicaInfo(self.replica_id, ReplicaState.READY, 1, "127.0.0.1", self.server.port)
@@ -51,27 +59,20 @@ class Replica:
 async def make_engine_replica(secrets: DeploymentSecrets) -> AsyncIterator[Callable[..., Awaitable[Replica]]]:
     servers: list[ReplicaServer] = []
 
-    async def make(replica_id: str, num_blocks: int = 512) -> Replica:
+    async def make(replica_id: str, num_blocks: int = 512, stalls_at: int | None = None) -> Replica:
         hasher = BlockHasher(secrets.hash_secret, BLOCK_SIZE)
-        engine = Engine(CountingRunner(num_blocks), SchedulerConfig(max_num_batched_tokens=64), hasher)
-        identity = Identity(**{**_fields(IDENTITY), "hash_fingerprint": hasher.fingerprint})
-        facts = facts_of(engine, ReplicaFacts(replica_id, 1, identity, 0, 0))
+        runner = CountingRunner(num_blocks, stalls_at)
+        engine = Engine(runner, SchedulerConfig(max_num_batched_tokens=64), hasher)
+        identity = replace(IDENTITY, block_size=BLOCK_SIZE, hash_fingerprint=hasher.fingerprint)
+        facts = ReplicaFacts(replica_id, 1, identity, runner.facts.max_model_len, num_blocks)
         server = ReplicaServer(engine, secrets.hello_key, facts, "127.0.0.1")
         await server.__aenter__()
         servers.append(server)
-        return Replica(replica_id, server)
+        return Replica(replica_id, server, runner)
 
     yield make
     for server in servers:
         await server.aclose()
-
-
-def _fields(identity: Identity) -> dict[str, Any]:
-    return {
-        "model": identity.model,
-        "model_digest": identity.model_digest,
-        "tokenizer_digest": identity.tokenizer_digest,
-    }
 
 
 async def answer(router: Router, request: Any) -> list[list[int]]:
@@ -116,12 +117,15 @@ async def test_predictions_hold_while_the_caches_evict(
 async def test_a_crowd_over_a_killed_replica_gets_every_token_once(
     make_engine_replica: Make, make_router: Make, make_request: Any, eventually: Make
 ) -> None:
-    replicas = [await make_engine_replica(name) for name in "ab"]
+    replicas = [await make_engine_replica("a", stalls_at=20), await make_engine_replica("b")]
     router, dice = await make_router(replicas), random.Random(3)
     requests = [make_request(conversation(dice), max_tokens=60, n=1 + n % 3) for n in range(24)]
     asked = asyncio.gather(*(answer(router, request) for request in requests))
     await eventually(lambda: router.status().replicas[0].num_live_requests > 3)
-    await replicas[0].server.aclose()
+    closing = asyncio.create_task(replicas[0].server.aclose())
+    await eventually(lambda: replicas[0].server.stopping)
+    replicas[0].runner.released.set()
+    await closing
     for request, answered in zip(requests, await asked, strict=True):
         last = int.from_bytes(request.token_ids[-4:], "little")
         assert answered == [[last + n for n in range(1, 61)]] * request.sampling.n
