@@ -58,7 +58,7 @@ class ReplicaGroup:
         tell("loads weights")
         try:
             async with asyncio.timeout(self._config.start_timeout_s):
-                host, port = await self._start_ranks()
+                host, port = await self._start_ranks(tell)
         except TimeoutError:
             limit = self._config.start_timeout_s
             raise StartFailed(
@@ -156,13 +156,25 @@ class ReplicaGroup:
         finally:
             infos.cancel()
 
-    async def _start_ranks(self) -> tuple[str, int]:
+    async def _start_ranks(self, tell: Tell) -> tuple[str, int]:
         """Every rank at once: they wait for each other inside."""
         rendezvous = await self._ask(0, "rendezvous") if len(self._workers) > 1 else None
         starts = [self._ask(rank, "start", rendezvous) for rank in range(len(self._workers))]
-        address, *_ = await asyncio.gather(*starts)
+        following = asyncio.create_task(self._follow_loading(tell))
+        try:
+            address, *_ = await asyncio.gather(*starts)
+        finally:
+            following.cancel()
         assert address is not None, "rank 0 has no address"
         return address.host, address.port
+
+    async def _follow_loading(self, tell: Tell) -> None:
+        """Rank 0 speaks for all: their shares are equal."""
+        percent = 0
+        with contextlib.suppress(RayError):  # `start` tells what happened
+            while percent < 100:
+                percent = await answer(self._workers[0].loading.remote(percent))
+                tell(f"loads weights: {percent} %" if percent < 100 else "warms up")
 
     async def _ask(self, rank: int, method: str, *arguments: object) -> Any:
         try:

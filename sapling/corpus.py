@@ -45,6 +45,7 @@ SHORT: list[tuple[Writer, int]] = [
     (lambda rng: chats.chat(rng, 1), 16),
     (lambda rng: chats.chat(rng, rng.randint(2, 6)), 10),
     (chats.named_assistant, 1),
+    (documents.repetition, 2),
     (lambda rng: documents.recall(rng, rng.randint(2, 8)), 8),
     (lambda rng: documents.note(rng, rng.randint(1, 4)), 6),
     (lambda rng: documents.table_document(rng, rng.randint(2, 5)), 4),

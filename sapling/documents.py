@@ -11,7 +11,17 @@ from sapling.chats import render, turns_of
 from sapling.facts import COUNTRIES
 from sapling.lessons import animal, city, colour, country
 from sapling.sentences import full_name, future, government
-from sapling.words import HOBBIES, JOBS, capitalized, with_article
+from sapling.words import (
+    FEELINGS,
+    FIRST_NAMES,
+    FOODS,
+    HOBBIES,
+    JOBS,
+    THINGS,
+    capitalized,
+    invented,
+    with_article,
+)
 
 BREAK = "\x1f"  # the tokenizer never joins what stands left and right of it
 
@@ -133,6 +143,14 @@ def note(rng: Random, num_people: int) -> str:
         ]
         return render([("system", text), *turns])
     return "\n".join([text, *(f"Question: {q}\nAnswer: {a}" for q, a in chosen)])
+
+
+def repetition(rng: Random) -> str:
+    """Words in no order, and the same again."""
+    vocabulary = [*THINGS, *FOODS, *JOBS, *FEELINGS, *FIRST_NAMES, *(invented(rng) for _ in range(60))]
+    words = [rng.choice(vocabulary) for _ in range(rng.randint(3, 15))]
+    line = rng.choice([" ", " ", ", ", "\n"]).join(words)
+    return rng.choice(["\n", "\n\n"]).join([line] * rng.randint(2, 3))
 
 
 # How a person is told of, and how one is asked for again.

@@ -75,6 +75,9 @@ class FakeWorkerActor:
             raise RuntimeError("the first start is bound to fail")
         return WorkerAddress("127.0.0.1", 1000) if self._config.rank == 0 else None
 
+    def loading(self, beyond: int) -> int:
+        return 100
+
     def run(self) -> None:
         self._ended.wait()
         if self._trace is not None:
