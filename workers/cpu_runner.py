@@ -6,8 +6,10 @@ draws tokens.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -148,9 +150,15 @@ def _block_bytes(
 def _allocate(
     spec: ModelSpec, facts: RunnerFacts, dtype: torch.dtype, group: TensorParallelGroup
 ) -> list[Tensor]:
-    """One tensor a layer. Zeros cost no memory until a block is written, and are finite where a mask hides them."""
+    """One tensor a layer, of zeros, which are finite where a mask hides them.
+
+    numpy takes them from the system as they are, so a block costs no memory until it is written; torch would write
+    every one of them, half a second a GiB.
+    """
     shape = kv_shape(facts.num_blocks, facts.block_size, spec.num_kv_heads // group.size, spec.head_dim)
-    return [torch.zeros(shape, dtype=dtype) for _ in range(spec.num_layers)]
+    num_bytes = math.prod(shape) * dtype.itemsize
+    flat = [torch.from_numpy(np.zeros(num_bytes, np.uint8)) for _ in range(spec.num_layers)]
+    return [each.view(dtype).view(shape) for each in flat]
 
 
 def _blocks_for(num_tokens: int, block_size: int) -> int:
