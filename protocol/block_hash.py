@@ -5,7 +5,7 @@
 
 `root` and `seed` come from the deployment's secret, so nobody outside can aim at a collision; `extra` (adapter,
 cache salt) enters at the first block and reaches the others through the chain. xxHash is fast, not
-collision-resistant: a hit on the worker also compares token ids and parent (`workers/prefix_cache.py`).
+collision-resistant: a hit on the worker also compares token ids and parent (`workers/kv/prefix_cache.py`).
 """
 
 from __future__ import annotations

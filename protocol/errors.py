@@ -16,7 +16,7 @@
     ├── ReplicaLost                503  replica_lost
     └── ProtocolError              500  protocol_error    a peer spoke nonsense; its connection ends
 
-Raised everywhere, turned into a response in one place (`router/api.py`), carried across a socket by `Rejected`.
+Raised everywhere, turned into a response in one place (`router/http/api.py`), carried across a socket by `Rejected`.
 A message is a sentence that says what to do. Invariants of our own are asserts, not errors.
 """
 

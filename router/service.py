@@ -15,11 +15,11 @@ from protocol import __version__
 from protocol.membership import Membership
 from protocol.messages import Identity
 from protocol.model_source import ModelSource, resolve_model
-from router.auth import check_bind
+from router.http.auth import check_bind
 from router.launch import RouterLaunch
 
 if TYPE_CHECKING:
-    from router.http_server import HttpServer
+    from router.http.http_server import HttpServer
     from router.router import Router
 
 CLOSE_GRACE_S = 1.0  # for connections when nothing was drained
@@ -95,11 +95,11 @@ class RouterService:
             await router.set_replicas(membership.replicas)
 
     async def _listen(self, router: Router, source: ModelSource) -> HttpServer:
-        from router.api import create_app
-        from router.api_config import ApiConfig
-        from router.http_server import HttpServer
-        from router.request_sampling import SamplingDefaults
-        from router.tokenizer import Tokenizer
+        from router.http.api import create_app
+        from router.http.api_config import ApiConfig
+        from router.http.http_server import HttpServer
+        from router.http.request_sampling import SamplingDefaults
+        from router.text.tokenizer import Tokenizer
 
         tokenizer = await asyncio.to_thread(Tokenizer.from_directory, source.directory)
         config = ApiConfig(

@@ -8,11 +8,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from protocol.errors import TrunklineError
 from trunkline import __version__
 from trunkline.checks import check_kernels
+from trunkline.model_options import add_model_options
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
@@ -119,48 +119,3 @@ def _add_status(parser: argparse.ArgumentParser) -> None:
 def _add_stop(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--address", help="the deployment's Ray (default: RAY_ADDRESS, else this machine's)")
     parser.add_argument("--grace", type=float, metavar="SECONDS", help="for running requests (default: 30)")
-
-
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """What `serve` and `generate` share. None means: the default, or what the configuration file says."""
-    parser.add_argument("model_name", nargs="?", metavar="MODEL", help="a directory, a hub name, or sapling")
-    engine = parser.add_argument_group("model and engine")
-    engine.add_argument("--model", help="the same as MODEL (default: sapling)")
-    engine.add_argument("--tensor-parallel-size", "-tp", type=int, metavar="N", help="workers of one replica")
-    engine.add_argument("--dtype", help="auto, float32, bfloat16 or float16")
-    engine.add_argument("--max-model-len", type=int, metavar="TOKENS", help="prompt and answer together")
-    engine.add_argument("--block-size", type=int, metavar="TOKENS", help="of one block of KV")
-    engine.add_argument("--kv-cache-memory-bytes", type=int, metavar="BYTES", help="of each worker's pool")
-    engine.add_argument("--gpu-memory-utilization", type=float, metavar="SHARE", help="default: 0.9")
-    engine.add_argument("--max-num-seqs", type=int, metavar="N", help="sequences running at once")
-    engine.add_argument("--max-num-batched-tokens", type=int, metavar="TOKENS", help="token budget of a step")
-    engine.add_argument(
-        "--enable-prefix-caching",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="reuse the KV of equal prompt beginnings (default: yes)",
-    )
-    engine.add_argument("--seed", type=int, metavar="N", help="of dummy weights and unseeded sampling")
-    engine.add_argument("--load-format", help="auto, safetensors or dummy")
-
-
-ENGINE_OPTIONS = (
-    "tensor_parallel_size",
-    "dtype",
-    "max_model_len",
-    "block_size",
-    "kv_cache_memory_bytes",
-    "gpu_memory_utilization",
-    "max_num_seqs",
-    "max_num_batched_tokens",
-    "enable_prefix_caching",
-    "seed",
-    "load_format",
-)
-
-
-def model_options(options: argparse.Namespace) -> dict[str, Any]:
-    """Those that were given, by the names that the configuration and `LLM` have for them."""
-    given: dict[str, Any] = {name: getattr(options, name) for name in ENGINE_OPTIONS}
-    given["model"] = options.model_name or options.model
-    return {name: value for name, value in given.items() if value is not None}

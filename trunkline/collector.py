@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 from protocol.messages import FinishReason, SequenceOutput, TokenLogprob
 from protocol.sampling import SamplingParams
-from router.text_stream import TextStream
-from router.tokenizer import Tokenizer
+from router.text.text_stream import TextStream
+from router.text.tokenizer import Tokenizer
 from trunkline.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
 
 

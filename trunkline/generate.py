@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from protocol.errors import InvalidRequest
 from protocol.sampling import SamplingParams
-from trunkline.cli import model_options
+from trunkline.model_options import model_options
 
 if TYPE_CHECKING:
     from trunkline.outputs import RequestOutput

@@ -20,7 +20,7 @@ from protocol.messages import Load, Submit
 from protocol.model_source import resolve_model
 from protocol.sampling import SamplingParams
 from protocol.tokens import pack_tokens
-from router.tokenizer import Tokenizer
+from router.text.tokenizer import Tokenizer
 from trunkline.collector import RequestCollector
 from trunkline.outputs import RequestOutput
 from trunkline.prompts import Prompt, TokenizedPrompt, tokenize_prompts

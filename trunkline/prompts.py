@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from protocol.errors import InvalidRequest
-from router.tokenizer import Tokenizer
+from router.text.tokenizer import Tokenizer
 
 TokenIds = Sequence[int]
 Prompt = str | TokenIds | Mapping[str, Any]  # a mapping as vLLM's: {"prompt": …} or {"prompt_token_ids": […]}

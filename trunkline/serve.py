@@ -10,8 +10,8 @@ from typing import Any
 from controller.config import DeploymentConfig, build_config, load_config
 from protocol.errors import InvalidRequest
 from protocol.model_source import resolve_model
-from router.auth import check_bind
-from trunkline.cli import model_options
+from router.http.auth import check_bind
+from trunkline.model_options import model_options
 from workers.preflight import check_model
 
 MAX_THREADS_A_WORKER = 16  # more gain nothing on one replica

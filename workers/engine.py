@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from protocol.block_hash import BlockHasher
 from protocol.events import KvEvent
 from protocol.messages import Load, SequenceOutput, Submit
-from workers.request import Request
 from workers.runner import Runner, RunnerFacts
-from workers.scheduler import Scheduler, SchedulerConfig
+from workers.scheduling.request import Request
+from workers.scheduling.scheduler import Scheduler, SchedulerConfig
 from workers.speed_meter import SpeedMeter
 
 

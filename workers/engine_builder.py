@@ -9,11 +9,11 @@ from protocol.messages import Submit
 from protocol.model_source import ModelSource
 from protocol.sampling import SamplingParams
 from protocol.tokens import pack_tokens
-from workers.cpu_runner import CpuRunner, RunnerConfig
 from workers.engine import Engine
 from workers.engine_config import EngineConfig
+from workers.model.cpu_runner import CpuRunner, RunnerConfig
 from workers.runner import Runner
-from workers.scheduler import SchedulerConfig
+from workers.scheduling.scheduler import SchedulerConfig
 from workers.tensor_parallel import TensorParallelGroup
 
 WARM_UP_REQUEST = "warm-up"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from protocol.model_source import ModelSource
 from workers.engine_config import EngineConfig
-from workers.families.registry import find_family
-from workers.hf_config import read_config
-from workers.weight_layout import check_divides
+from workers.model.families.registry import find_family
+from workers.model.hf_config import read_config
+from workers.model.weight_layout import check_divides
 
 
 def check_model(config: EngineConfig, source: ModelSource) -> None:

@@ -20,7 +20,7 @@ from protocol.sampling import SamplingParams
 from protocol.tokens import pack_tokens
 from workers.engine import Engine
 from workers.runner import RunnerFacts
-from workers.scheduler import SchedulerConfig
+from workers.scheduling.scheduler import SchedulerConfig
 from workers.server import ReplicaServer
 from workers.step_plan import SampledTokens, StepPlan
 

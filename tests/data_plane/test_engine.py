@@ -13,7 +13,7 @@ from protocol.errors import ContextLengthExceeded
 from protocol.messages import FinishReason, Submit
 from workers.engine import Engine
 from workers.engine_builder import warm_up
-from workers.scheduler import SchedulerConfig
+from workers.scheduling.scheduler import SchedulerConfig
 
 Build = Callable[..., Submit]
 

@@ -19,7 +19,7 @@ from protocol.messages import Identity
 from router.router import Router
 from workers.engine import Engine
 from workers.runner import RunnerFacts
-from workers.scheduler import SchedulerConfig
+from workers.scheduling.scheduler import SchedulerConfig
 from workers.server import ReplicaServer
 from workers.step_plan import SampledTokens, StepPlan
 

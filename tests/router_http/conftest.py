@@ -18,13 +18,13 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from protocol.membership import ReplicaState, WorkerInfo
 from protocol.messages import FinishReason, Load, SequenceOutput, TokenLogprob
-from router.api import create_app
-from router.api_config import ApiConfig
-from router.http_server import HttpServer
+from router.http.api import create_app
+from router.http.api_config import ApiConfig
+from router.http.http_server import HttpServer
 from router.prefix_index import IndexState
 from router.routed_request import Decision, Reason, RoutedRequest
 from router.router_status import ReplicaStatus, RouterCounters, RouterStatus
-from router.tokenizer import Tokenizer
+from router.text.tokenizer import Tokenizer
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}"

@@ -10,8 +10,8 @@ import pytest
 from protocol.block_hash import isolation_key
 from protocol.deployment_secrets import DeploymentSecrets
 from protocol.errors import InvalidRequest
-from router.api_config import ApiConfig
-from router.auth import check_bind
+from router.http.api_config import ApiConfig
+from router.http.auth import check_bind
 
 SECRETS = DeploymentSecrets(b"h" * 24, b"k" * 32, b"s" * 32)
 BODY = {"prompt": "a"}

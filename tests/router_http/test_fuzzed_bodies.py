@@ -10,9 +10,9 @@ import httpx2
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.api import create_app
-from router.api_config import ApiConfig
-from router.openai_types import ChatBody, CompletionBody, TokenizeBody
+from router.http.api import create_app
+from router.http.api_config import ApiConfig
+from router.http.openai_types import ChatBody, CompletionBody, TokenizeBody
 
 SCALARS = (
     st.none()

@@ -9,7 +9,7 @@ import httpx2
 import pytest
 
 from protocol.errors import InvalidRequest
-from router.http_server import HttpServer
+from router.http.http_server import HttpServer
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:

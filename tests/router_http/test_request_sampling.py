@@ -10,8 +10,8 @@ import pytest
 
 from protocol.errors import ContextLengthExceeded, UnsupportedModel
 from protocol.sampling import SamplingParams
-from router.openai_types import CompletionBody
-from router.request_sampling import Bounds, SamplingDefaults, sampling_params
+from router.http.openai_types import CompletionBody
+from router.http.request_sampling import Bounds, SamplingDefaults, sampling_params
 
 BOUNDS = Bounds(context_tokens=100, vocab_size=50)
 

@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from protocol.sampling import SamplingParams
-from router.text_stream import TextStream
-from router.tokenizer import Tokenizer
+from router.text.text_stream import TextStream
+from router.text.tokenizer import Tokenizer
 
 in_session = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

@@ -10,8 +10,8 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from protocol.errors import InvalidRequest, UnsupportedModel
-from router.chat_template import ChatTemplate, read_chat_template
-from router.tokenizer import Tokenizer
+from router.text.chat_template import ChatTemplate, read_chat_template
+from router.text.tokenizer import Tokenizer
 
 USER = {"role": "user", "content": "hi"}
 

@@ -18,11 +18,11 @@ from protocol.events import KvEvent
 from protocol.messages import SequenceOutput
 from protocol.sampling import SamplingParams
 from protocol.tokens import pack_tokens, unpack_tokens
-from workers.block_table import BlockTable
-from workers.kv_cache import KvCache
-from workers.request import Request
+from workers.kv.block_table import BlockTable
+from workers.kv.kv_cache import KvCache
 from workers.runner import RunnerFacts
-from workers.scheduler import Scheduler, SchedulerConfig
+from workers.scheduling.request import Request
+from workers.scheduling.scheduler import Scheduler, SchedulerConfig
 from workers.step_plan import RowStart, SampledTokens, StepPlan
 
 SECRET = bytes(range(24))

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from workers.block import Block
-from workers.block_pool import BlockPool
-from workers.free_list import FreeList
+from workers.kv.block import Block
+from workers.kv.block_pool import BlockPool
+from workers.kv.free_list import FreeList
 
 
 def make_pool(num_blocks: int = 6) -> BlockPool:

@@ -12,8 +12,8 @@ from protocol.errors import ContextLengthExceeded, InvalidRequest
 from protocol.messages import Submit
 from protocol.sampling import SamplingParams
 from protocol.tokens import pack_tokens
-from workers.request import Request
-from workers.scheduler import SchedulerConfig
+from workers.scheduling.request import Request
+from workers.scheduling.scheduler import SchedulerConfig
 
 Make = Callable[..., Any]
 SECRET = bytes(range(24))

@@ -18,7 +18,7 @@ from hypothesis.stateful import (
 from protocol.errors import ContextLengthExceeded
 from protocol.messages import FinishReason
 from protocol.tokens import pack_tokens
-from workers.sequence import sequence_seed
+from workers.scheduling.sequence import sequence_seed
 
 EOS = tuple(range(60))  # one token in sixteen or so ends a sequence
 PROMPTS = st.one_of(

@@ -8,7 +8,7 @@ from typing import Any
 from protocol.block_hash import BlockHasher
 from protocol.messages import FinishReason
 from protocol.tokens import pack_tokens
-from workers.sequence import sequence_seed
+from workers.scheduling.sequence import sequence_seed
 
 Make = Callable[..., Any]
 

@@ -13,8 +13,8 @@ import torch
 
 from protocol.sampling import SamplingParams
 from protocol.tokens import pack_tokens
-from workers.cpu_runner import CpuRunner
-from workers.runner_config import RunnerConfig
+from workers.model.cpu_runner import CpuRunner
+from workers.model.runner_config import RunnerConfig
 from workers.step_plan import RowStart, RowStep, SampledTokens, StepPlan
 from workers.tensor_parallel import TensorParallelGroup
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from protocol.codec import decode
-from workers.cpu_runner import CpuRunner
-from workers.runner_config import RunnerConfig
+from workers.model.cpu_runner import CpuRunner
+from workers.model.runner_config import RunnerConfig
 from workers.step_plan import SampledTokens
 from workers.tensor_parallel import connect_group
 

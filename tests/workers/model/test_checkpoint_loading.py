@@ -93,8 +93,8 @@ def test_a_directory_without_weights_is_refused(copied: Path, open_runner: Any) 
 
 
 def test_progress_counts_every_tensor_once(open_runner: Any, make_checkpoint: Any) -> None:
-    from workers.cpu_runner import CpuRunner
-    from workers.runner_config import RunnerConfig
+    from workers.model.cpu_runner import CpuRunner
+    from workers.model.runner_config import RunnerConfig
     from workers.tensor_parallel import TensorParallelGroup
 
     seen: list[tuple[int, int]] = []

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from protocol.errors import ModelNotFound, UnsupportedModel
-from workers.families import llama
-from workers.families.registry import find_family
-from workers.hf_config import HfConfig, read_config, read_eos_token_ids
-from workers.model_spec import LinearScaling, Llama3Scaling, RotarySpec
+from workers.model.families import llama
+from workers.model.families.registry import find_family
+from workers.model.hf_config import HfConfig, read_config, read_eos_token_ids
+from workers.model.model_spec import LinearScaling, Llama3Scaling, RotarySpec
 
 LLAMA_1 = {
     "architectures": ["LlamaForCausalLM"],

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from protocol.sampling import SamplingParams
 from protocol.tokens import pack_tokens
-from workers.sampler import Sampler
+from workers.model.sampler import Sampler
 from workers.step_plan import RowStart, SampledTokens
 
 VOCABULARY = 12

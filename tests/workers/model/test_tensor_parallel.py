@@ -17,15 +17,15 @@ import torch
 from protocol.codec import encode
 from protocol.errors import UnsupportedModel
 from protocol.sampling import SamplingParams
-from workers.cpu_runner import CpuRunner
-from workers.families import llama
-from workers.hf_config import read_config
+from workers.model.cpu_runner import CpuRunner
+from workers.model.families import llama
+from workers.model.hf_config import read_config
+from workers.model.runner_config import RunnerConfig
+from workers.model.weight_layout import Piece, check_divides
 from workers.rank_link import free_port
-from workers.runner_config import RunnerConfig
 from workers.shard import Shard
 from workers.step_plan import SampledTokens, StepPlan
 from workers.tensor_parallel import TensorParallelGroup, connect_group
-from workers.weight_layout import Piece, check_divides
 
 T = TypeVar("T")
 ROOT = Path(__file__).parents[3]

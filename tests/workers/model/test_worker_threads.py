@@ -14,5 +14,5 @@ def test_waiting_threads_sleep() -> None:
 
 
 def test_the_environment_is_had_without_torch() -> None:
-    program = "import sys, workers.threads, workers.runner_config; sys.exit('torch' in sys.modules)"
+    program = "import sys, workers.threads, workers.model.runner_config; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -1,0 +1,1 @@
+"""The OpenAI-compatible endpoint: requests to token ids, outputs to JSON and server-sent events."""

@@ -1,0 +1,108 @@
+"""Sends one answer, whole or as a stream, for as long as the client is there. Returned by the two POST routes.
+
+Nothing is sent before the first tokens have come, so whatever fails until then has its own status. Leaving, for
+whatever reason, leaves the generations, which cancels them down to the blocks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from router.http.answer import Answer, Json, usage_json
+from router.http.api_errors import api_error
+from router.http.generate import Delta, Generations
+from router.http.sse import DONE, HEADERS, events, json_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StreamStyle:
+    include_usage: bool = False  # a last chunk with it
+    continuous_usage: bool = False  # and in every other one
+
+
+class AnswerResponse(Response):
+    """`style` None: in one piece."""
+
+    def __init__(
+        self, generations: Generations, answer: Answer, style: StreamStyle | None, request_id: str
+    ) -> None:
+        self._generations = generations
+        self._answer = answer
+        self._style = style
+        self._request_id = request_id
+        super().__init__()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        send_answer = self._send_whole if self._style is None else self._send_stream
+        await _unless_client_leaves(receive, send_answer(send))
+
+    async def _send_whole(self, send: Send) -> None:
+        async with self._generations as running:
+            async for delta in running.deltas():
+                self._answer.add(delta)
+        body = json_bytes(self._answer.whole(running.usage))
+        await _start(send, 200, {"content-type": "application/json", **running.headers}, len(body))
+        await _write(send, body, last=True)
+
+    async def _send_stream(self, send: Send) -> None:
+        async with self._generations as running, aclosing(running.deltas()) as deltas:
+            first = await anext(deltas)
+            await _start(send, 200, {**HEADERS, **running.headers})
+            await _write(send, self._shown(first))
+            rest = await self._send_rest(send, deltas)
+        await _write(send, rest + DONE, last=True)
+
+    async def _send_rest(self, send: Send, deltas: AsyncIterator[Delta]) -> bytes:
+        """Every delta but the first; the stream's last words but for its end mark."""
+        try:
+            async for delta in deltas:
+                await _write(send, self._shown(delta))
+        except Exception as error:  # too late for a status: the stream itself has to say it
+            return events([api_error(error, self._request_id).body])
+        assert self._style is not None, "only streams have a rest"
+        if not self._style.include_usage:
+            return b""
+        return events([self._answer.usage_chunk(self._generations.usage)])
+
+    def _shown(self, delta: Delta) -> bytes:
+        chunks = self._answer.chunks(delta)
+        if self._style is not None and self._style.continuous_usage:
+            usage: Json = {"usage": usage_json(self._generations.usage)}
+            return events(chunk | usage for chunk in chunks)
+        return events(chunks)
+
+
+async def _unless_client_leaves(receive: Receive, work: Coroutine[None, None, None]) -> None:
+    """Run `work`; a disconnect cancels it and is the end of the request."""
+    tasks = [asyncio.ensure_future(work), asyncio.ensure_future(_until_disconnect(receive))]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if tasks[0].done():
+            tasks[0].result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _until_disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _start(send: Send, status: int, headers: Mapping[str, str], length: int | None = None) -> None:
+    pairs = [(name.encode(), value.encode("latin-1", "replace")) for name, value in headers.items()]
+    if length is not None:
+        pairs.append((b"content-length", str(length).encode()))
+    await send({"type": "http.response.start", "status": status, "headers": pairs})
+
+
+async def _write(send: Send, body: bytes, last: bool = False) -> None:
+    if body or last:
+        await send({"type": "http.response.body", "body": body, "more_body": not last})

@@ -1,0 +1,34 @@
+"""What one HTTP endpoint serves and allows. Made at launch, validated once, the same for its life."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from protocol.deployment_secrets import DeploymentSecrets
+from protocol.errors import InvalidRequest
+from router.http.request_sampling import SamplingDefaults
+
+
+@dataclass(frozen=True, slots=True)
+class ApiConfig:
+    model: str  # the name that clients ask for
+    version: str = "0"
+    aliases: tuple[str, ...] = ()  # further names of the same model
+    api_keys: tuple[str, ...] = field(default=(), repr=False)  # none: whoever reaches the port may ask
+    secrets: DeploymentSecrets | None = field(default=None, repr=False)  # makes each key's cache salt
+    defaults: SamplingDefaults = field(default_factory=SamplingDefaults)
+    max_model_len: int | None = None  # for as long as no replica has said it
+    max_body_bytes: int = 16 * 1024 * 1024
+    max_sequences: int = 1024  # of one request: prompts times n
+    deadline_s: float | None = None  # for a whole request; None: as long as it takes
+    created: int = field(default_factory=lambda: int(time.time()))  # shown by /v1/models
+
+    def __post_init__(self) -> None:
+        for name in ("max_body_bytes", "max_sequences"):
+            if getattr(self, name) < 1:
+                raise InvalidRequest(f"{name} must be at least 1", param=name)
+        if self.api_keys and self.secrets is None:
+            raise InvalidRequest("API keys need the deployment's secrets: they make each key's cache salt")
+        if not all(key and key.isascii() for key in self.api_keys):
+            raise InvalidRequest("an API key must be a non-empty ASCII string", param="api_key")

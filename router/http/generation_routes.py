@@ -1,0 +1,99 @@
+"""POST `/v1/completions` and `/v1/chat/completions`: from a request's bytes to the answer that will be sent."""
+
+from __future__ import annotations
+
+import time
+import uuid
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from protocol.errors import InvalidRequest
+from router.http.answer import Answer, AnswerHead
+from router.http.answer_response import AnswerResponse, StreamStyle
+from router.http.chat import ChatAnswer, chat_prompt
+from router.http.completions import CompletionAnswer, completion_prompts
+from router.http.generate import Asked, Generations, Prompt
+from router.http.openai_types import ChatBody, CompletionBody, GenerationBody, parse_body
+from router.http.request_body import read_body
+from router.http.route_schemas import takes
+from router.http.serving import Serving
+
+
+def generation_routes(serving: Serving) -> APIRouter:
+    routes = APIRouter()
+
+    @routes.post("/v1/completions", openapi_extra=takes(CompletionBody))
+    async def completions(request: Request) -> Response:
+        return await _complete(serving, request)
+
+    @routes.post("/v1/chat/completions", openapi_extra=takes(ChatBody))
+    async def chat_completions(request: Request) -> Response:
+        return await _chat(serving, request)
+
+    return routes
+
+
+async def _complete(serving: Serving, request: Request) -> Response:
+    arrived_at = time.monotonic()
+    body = parse_body(CompletionBody, await read_body(request, serving.config.max_body_bytes))
+    style = _style(body)
+    prompts = await completion_prompts(serving, body)
+    answer = CompletionAnswer(
+        _head(serving, request, body, "cmpl"),
+        serving.tokenizer,
+        sum(prompt.sampling.n for prompt in prompts),
+        with_logprobs=body.logprobs is not None,
+        echoes=[prompt.text for prompt in prompts for _ in range(prompt.sampling.n)],
+    )
+    return _response(serving, request, body, prompts, answer, style, arrived_at)
+
+
+async def _chat(serving: Serving, request: Request) -> Response:
+    arrived_at = time.monotonic()
+    body = parse_body(ChatBody, await read_body(request, serving.config.max_body_bytes))
+    style = _style(body)
+    prompt = await chat_prompt(serving, body)
+    answer = ChatAnswer(
+        _head(serving, request, body, "chatcmpl"),
+        serving.tokenizer,
+        prompt.sampling.n,
+        with_logprobs=bool(body.logprobs),
+    )
+    return _response(serving, request, body, [prompt], answer, style, arrived_at)
+
+
+def _style(body: GenerationBody) -> StreamStyle | None:
+    if body.stream_options is not None and not body.streams:
+        raise InvalidRequest("stream_options needs stream to be true", param="stream_options")
+    return StreamStyle(body.includes_usage, body.continuous_usage) if body.streams else None
+
+
+def _head(serving: Serving, request: Request, body: GenerationBody, prefix: str) -> AnswerHead:
+    """A client's own id is a label: it comes back, and means nothing inside."""
+    if body.request_id is not None:
+        request.state.request_id = body.request_id
+    label = request.state.request_id
+    name = label if label.startswith(f"{prefix}-") else f"{prefix}-{label}"
+    return AnswerHead(name, int(time.time()), body.model or serving.config.model)
+
+
+def _response(
+    serving: Serving,
+    request: Request,
+    body: GenerationBody,
+    prompts: list[Prompt],
+    answer: Answer,
+    style: StreamStyle | None,
+    arrived_at: float,
+) -> Response:
+    asked = Asked(
+        request_id=uuid.uuid4().hex,
+        isolation=serving.authenticator.isolation(request.state.api_key, body.cache_salt),
+        affinity=body.prompt_cache_key,
+        priority=body.priority or 0,
+        deadline_s=serving.config.deadline_s,
+        arrived_at=arrived_at,
+    )
+    generations = Generations(serving.router, serving.tokenizer, serving.metrics.requests, prompts, asked)
+    return AnswerResponse(generations, answer, style, request.state.request_id)

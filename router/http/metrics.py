@@ -1,0 +1,138 @@
+"""The endpoint's Prometheus page: what requests experience, what the router counted, how its replicas are.
+
+One registry per endpoint, none of the process's. Counters and states are read from the router when the page is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from protocol.membership import ReplicaState
+from protocol.messages import Load
+from router.http.request_metrics import RequestMetrics
+from router.http.request_router import RequestRouter
+from router.prefix_index import IndexState
+from router.router_status import ReplicaStatus, RouterCounters
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+_LOADS: tuple[tuple[str, str, Callable[[Load], float]], ...] = (
+    ("num_requests_running", "Sequences in the running batch.", lambda load: load.num_running),
+    ("num_requests_waiting", "Requests that wait for their turn.", lambda load: load.num_waiting),
+    (
+        "kv_cache_usage_perc",
+        "Share of the KV blocks that some sequence holds, 0 to 1. An idle replica with a warm cache shows 0.",
+        lambda load: load.num_used_blocks / max(1, load.num_blocks),
+    ),
+    ("kv_blocks", "KV blocks of the pool.", lambda load: load.num_blocks),
+    ("kv_blocks_used", "KV blocks that some sequence holds.", lambda load: load.num_used_blocks),
+    (
+        "kv_blocks_cached_free",
+        "KV blocks that nobody holds and that still can be hit.",
+        lambda load: load.num_cached_blocks,
+    ),
+    (
+        "waiting_prefill_tokens",
+        "Uncached prompt tokens that are still to be computed.",
+        lambda load: load.waiting_prefill_tokens,
+    ),
+)
+_COUNTERS: tuple[tuple[str, str, Callable[[RouterCounters], int]], ...] = (
+    ("router_requests", "Requests that the router took.", lambda it: it.requests),
+    ("router_cancelled", "Requests whose client left first.", lambda it: it.cancelled),
+    ("router_failed", "Requests that ended with an error.", lambda it: it.failed),
+    ("router_overloaded", "Requests that were turned away.", lambda it: it.overloaded),
+    ("router_moves", "Moves of a running request to another replica.", lambda it: it.moves),
+    ("router_replica_losses", "Connections to replicas that broke.", lambda it: it.replica_losses),
+    ("router_resyncs", "Snapshots forced by predictions that kept being wrong.", lambda it: it.resyncs),
+    (
+        "route_predicted_cached_tokens",
+        "Prompt tokens that the index expected to be cached where the request went.",
+        lambda it: it.predicted_cached_tokens,
+    ),
+    (
+        "route_actual_cached_tokens",
+        "Prompt tokens that were cached there, as the engine reports it.",
+        lambda it: it.actual_cached_tokens,
+    ),
+    (
+        "route_best_available_cached_tokens",
+        "Prompt tokens that the best replica had cached.",
+        lambda it: it.best_available_cached_tokens,
+    ),
+)
+
+
+class RouterMetrics:
+    """`requests` is written to while requests run; `page` is what a scrape gets."""
+
+    def __init__(self, router: RequestRouter, model: str) -> None:
+        self._registry = CollectorRegistry(auto_describe=False)
+        self.requests = RequestMetrics(self._registry, model)
+        self._registry.register(_RouterCollector(router, model))
+
+    def page(self) -> bytes:
+        return generate_latest(self._registry)
+
+
+class _RouterCollector(Collector):
+    def __init__(self, router: RequestRouter, model: str) -> None:
+        self._router = router
+        self._model = model
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._totals(self._router.counters)
+        yield from self._states(self._router.status().replicas)
+
+    def _totals(self, counters: RouterCounters) -> Iterator[Metric]:
+        for name, text, read in _COUNTERS:
+            family = CounterMetricFamily(f"trunkline_{name}", text, labels=["model_name"])
+            family.add_metric([self._model], read(counters))
+            yield family
+        decisions = CounterMetricFamily(
+            "trunkline_route_decisions", "Routing decisions, by why.", labels=["model_name", "reason"]
+        )
+        for reason, count in counters.decisions.items():
+            decisions.add_metric([self._model, reason.value], count)
+        yield decisions
+
+    def _states(self, replicas: tuple[ReplicaStatus, ...]) -> Iterator[Metric]:
+        reported = [(status, status.load) for status in replicas]
+        for name, text, read in _LOADS:
+            yield self._gauges(
+                name, text, [(status, read(load)) for status, load in reported if load is not None]
+            )
+        preemptions = CounterMetricFamily(
+            "trunkline_num_preemptions",
+            "Sequences that lost their blocks and began anew.",
+            labels=["model_name", "engine"],
+        )
+        for status, load in reported:
+            if load is not None:
+                preemptions.add_metric([self._model, status.replica_id], load.num_preemptions)
+        yield preemptions
+        yield self._gauges(
+            "replica_ready",
+            "1: the replica can be sent requests.",
+            [(status, status.connected and status.state is ReplicaState.READY) for status in replicas],
+        )
+        yield self._gauges(
+            "index_synced",
+            "1: the router's index equals the replica's cache; 0: it is blind.",
+            [(status, status.index is IndexState.SYNCED) for status in replicas],
+        )
+        yield self._gauges(
+            "index_blocks",
+            "Blocks of the replica that the router's index holds.",
+            [(status, status.num_indexed_blocks) for status in replicas],
+        )
+
+    def _gauges(self, name: str, text: str, values: list[tuple[ReplicaStatus, float]]) -> Metric:
+        family = GaugeMetricFamily(f"trunkline_{name}", text, labels=["model_name", "engine"])
+        for status, value in values:
+            family.add_metric([self._model, status.replica_id], float(value))
+        return family

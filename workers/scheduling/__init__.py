@@ -1,0 +1,1 @@
+"""Which tokens each step computes: admission, chunked prefill, decodes, preemption. Pure Python, no torch."""

@@ -1,0 +1,34 @@
+"""What a request's sequences share while it lives in the scheduler. Changed by `scheduler.py` alone.
+
+The first sequence computes the prompt. Then the prompt's blocks are held until each of the others has started on
+them, sharing all but the one that holds the last prompt token, which it copies.
+"""
+
+from __future__ import annotations
+
+from workers.kv.block import Block
+from workers.scheduling.request import Request
+from workers.scheduling.sequence import Sequence
+
+
+class LiveRequest:
+    __slots__ = (
+        "arrival",
+        "hold",
+        "leader",
+        "num_cached_tokens",
+        "num_rows",
+        "released",
+        "request",
+        "sequences",
+    )
+
+    def __init__(self, request: Request, arrival: int) -> None:
+        self.request = request
+        self.arrival = arrival  # the how-manieth request this is
+        self.leader = request.live_indices[0]  # computes the prompt
+        self.sequences: list[Sequence] = []  # those that have not ended
+        self.num_rows = 0
+        self.num_cached_tokens = 0  # of the prompt, found by its first sequence
+        self.released = False  # the prompt has been computed: every sequence may start
+        self.hold: list[Block] | None = None
