@@ -6,6 +6,7 @@ Users import it from `trunkline`. It owns one engine; two of them in one process
 from __future__ import annotations
 
 import itertools
+import logging
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -21,6 +22,7 @@ from protocol.model_source import resolve_model
 from protocol.sampling import SamplingParams
 from protocol.tokens import pack_tokens
 from router.text.tokenizer import Tokenizer
+from trunkline.checks import check_kernels
 from trunkline.collector import RequestCollector
 from trunkline.outputs import RequestOutput
 from trunkline.prompts import Prompt, TokenizedPrompt, tokenize_prompts
@@ -28,6 +30,7 @@ from workers.engine_config import EngineConfig
 from workers.local_ranks import LocalRanks
 
 Message = Mapping[str, Any]
+log = logging.getLogger(__name__)
 
 
 class LLM:
@@ -67,6 +70,8 @@ class LLM:
             load_format=load_format,
             seed=seed,
         )
+        if (warning := check_kernels()) is not None:
+            log.warning(warning)
         source = resolve_model(model)
         self.tokenizer = Tokenizer.from_directory(source.directory)
         with _LoadingBar(model, shown=use_tqdm) as bar:
