@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from protocol.errors import TrunklineError
+from collections.abc import Callable
+
+from protocol.errors import Draining, TrunklineError
 from protocol.messages import Rejected, SequenceOutput, SnapshotChunk, StepFrame, Submit
 from workers.engine import Engine, StepReport
 from workers.router_connection import RouterConnection
@@ -17,6 +19,7 @@ class RequestLedger:
         self._owners: dict[str, RouterConnection] = {}
         self._unfinished: dict[str, int] = {}
         self._listeners: list[RouterConnection] = []
+        self._on_idle: Callable[[], object] | None = None  # set while draining
 
     def attach(self, connection: RouterConnection, engine: Engine) -> None:
         """Send what the cache holds now; from here on the connection hears every step."""
@@ -42,8 +45,15 @@ class RequestLedger:
         for request_id in [each for each, owner in self._owners.items() if owner is connection]:
             self.cancel(request_id, None, engine)
 
+    def drain(self, on_idle: Callable[[], object], engine: Engine) -> None:
+        """Take no new requests; `on_idle` is called once none runs any more."""
+        self._on_idle = on_idle
+        self._tell_if_idle()
+
     def submit(self, connection: RouterConnection, submit: Submit, engine: Engine) -> None:
         try:
+            if self._on_idle is not None:
+                raise Draining("this replica is draining: another one must take the request")
             engine.submit(submit)
         except TrunklineError as error:
             connection.post(Rejected(submit.request_id, error.code, error.message, error.param))
@@ -72,3 +82,8 @@ class RequestLedger:
         self._unfinished[output.request_id] -= 1
         if not self._unfinished[output.request_id]:
             del self._owners[output.request_id], self._unfinished[output.request_id]
+            self._tell_if_idle()
+
+    def _tell_if_idle(self) -> None:
+        if self._on_idle is not None and not self._owners:
+            self._on_idle()

@@ -66,6 +66,14 @@ class ReplicaServer:
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
+    async def drain(self, grace_s: float) -> None:
+        """Refuse new requests, which their routers then place elsewhere, and let the running ones end."""
+        loop, idle = asyncio.get_running_loop(), asyncio.Event()
+        self._steps.post(partial(self._ledger.drain, partial(loop.call_soon_threadsafe, idle.set)))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace_s):
+                await idle.wait()
+
     async def aclose(self, timeout_s: float = 10.0) -> None:
         """Refuse, end the running step, cut the connections, free the engine."""
         assert self._server is not None, "the server was never started"

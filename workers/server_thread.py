@@ -13,9 +13,11 @@ from protocol.handshake import ReplicaFacts
 from workers.engine import Engine
 from workers.server import ReplicaServer
 
+END_TIMEOUT_S = 2.0  # for the last step and the connections, once drained
+
 
 class ServerThread:
-    """Listens once constructed; `close` ends the loop, the step thread and the engine."""
+    """Listens once constructed; `close` drains, then ends the loop, the step thread and the engine."""
 
     def __init__(
         self, engine: Engine, key: bytes, facts: ReplicaFacts, host: str, on_death: Callable[[str], None]
@@ -37,7 +39,7 @@ class ServerThread:
         if self._loop is not None and self._thread.is_alive():
             self._grace_s = grace_s
             self._loop.call_soon_threadsafe(self._stop.set)
-            self._thread.join(grace_s + 1.0)
+            self._thread.join(grace_s + END_TIMEOUT_S)
 
     def _run(self, server: ReplicaServer) -> None:
         try:
@@ -51,3 +53,4 @@ class ServerThread:
         async with server:
             self._started.set_result(server.port)
             await self._stop.wait()
+            await server.drain(self._grace_s)

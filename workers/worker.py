@@ -66,10 +66,10 @@ class Worker:
             raise WorkerDied(f"rank {self._config.rank} of {self._config.replica_id} died:\n{trace}")
 
     def stop(self, grace_s: float) -> None:
-        """End the server and everything under it; what still runs is cut off."""
-        self._end(None)
+        """Let running requests end within the grace time, then end the server and everything under it."""
         if self._server is not None:
             self._server.close(grace_s)
+        self._end(None)
         if self._follower is not None:
             self._follower.close()
 

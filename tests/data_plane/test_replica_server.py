@@ -228,6 +228,35 @@ async def test_the_engines_death_cuts_every_connection_and_tells_why(replica: An
     assert "the device is on fire" in replica.deaths[0]
 
 
+async def test_draining_ends_what_runs_and_refuses_what_comes(replica: Any, submit: Build) -> None:
+    hold(replica, from_step=2)
+    async with replica.router() as router:
+        router.send(submit("runs", max_tokens=20))
+        await router.until(StepFrame, lambda step: step.load.num_used_blocks > 0)
+        draining = asyncio.create_task(replica.server.drain(grace_s=20))
+        await asyncio.sleep(0)
+        router.send(submit("comes"))
+        await router.heard()
+        replica.runner.gate.set()
+        assert (await router.until(Rejected)).code == "draining"
+        await router.outputs_of("runs")
+        await draining
+
+
+async def test_draining_an_idle_replica_takes_no_time(replica: Any) -> None:
+    async with asyncio.timeout(10):
+        await replica.server.drain(grace_s=3600)
+
+
+async def test_a_drain_does_not_wait_beyond_its_grace(replica: Any, submit: Build) -> None:
+    hold(replica, from_step=2)
+    async with replica.router() as router:
+        router.send(submit(max_tokens=20))
+        await router.until(StepFrame, lambda step: step.load.num_used_blocks > 0)
+        await replica.server.drain(grace_s=0.01)
+        replica.runner.gate.set()
+
+
 async def test_closing_frees_the_runner(replica: Any) -> None:
     await replica.server.aclose()
     assert replica.runner.closed
