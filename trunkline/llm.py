@@ -178,6 +178,10 @@ class LLM:
         return [collector.result() for collector in collectors.values()]
 
     def _submit(self, prompt: TokenizedPrompt, sampling: SamplingParams, priority: int) -> RequestCollector:
+        if sampling.prompt_logprobs is not None:
+            raise InvalidRequest(
+                "prompt_logprobs are not supported yet: leave them out", param="prompt_logprobs"
+            )
         rest = self.max_model_len - len(prompt.token_ids)
         filled = replace(
             sampling,

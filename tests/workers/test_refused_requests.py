@@ -75,3 +75,12 @@ def test_a_request_is_made_from_the_routers_message(make_driver: Make) -> None:
     assert (request.request_id, request.prompt, request.digests) == ("a", tokens, digests)
     assert (request.isolation, request.generated, request.priority) == (b"salt", (b"",), 3)
     assert (request.adapter, request.live_indices) == ("adapter", [0])
+
+
+@pytest.mark.parametrize("wish", [{"logit_bias": ((1_000_000, 1.0),)}, {"allowed_token_ids": (-1,)}], ids=str)
+def test_a_token_id_outside_the_vocabulary_is_refused_by_name(
+    make_driver: Make, wish: dict[str, Any]
+) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        make_driver().add(range(8), **wish)
+    assert refused.value.param == next(iter(wish))

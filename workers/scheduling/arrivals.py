@@ -25,6 +25,7 @@ class Arrivals:
 
     def open(self, request: Request) -> LiveRequest:
         """The request with its sequences, hashed. Raises InvalidRequest or ContextLengthExceeded."""
+        self._check_sampling(request)
         prompt = self._checked(request.prompt)
         generated = [self._checked(tokens) for tokens in request.generated] or [array("i")]
         lengths = self._lengths(request, max(map(len, generated)))
@@ -46,6 +47,13 @@ class Arrivals:
                 f"token ids must be between 0 and {self._facts.vocab_size - 1}", param="prompt"
             )
         return tokens
+
+    def _check_sampling(self, request: Request) -> None:
+        sampling, vocab_size = request.sampling, self._facts.vocab_size
+        biased = tuple(token for token, _ in sampling.logit_bias)
+        for name, ids in (("logit_bias", biased), ("allowed_token_ids", sampling.allowed_token_ids)):
+            if ids and not 0 <= min(ids) <= max(ids) < vocab_size:
+                raise InvalidRequest(f"{name} takes token ids between 0 and {vocab_size - 1}", param=name)
 
     def _digests(self, request: Request) -> list[bytes]:
         digests = split_digests(request.digests)
