@@ -34,7 +34,7 @@ class Window(NamedTuple):
 
 
 # One step each, in turn, up to a share of all tokens. The first two stages teach attention to find what came
-# before: on random tokens in short windows that takes a hundred steps, on documents more than all five million.
+# before: on random tokens in short windows that takes a hundred steps, on documents five million tokens were few.
 STAGES = [
     (0.05, [Window(64, 32, repeats=True)]),
     (0.07, [Window(16, 128, repeats=True)]),
