@@ -10,11 +10,15 @@ detokenizing.
 from __future__ import annotations
 
 import argparse
+import http.client
+import json
+import socket
 import statistics
 import time
 import uuid
+from typing import Any
+from urllib.parse import urlsplit
 
-from openai import OpenAI
 from report import milliseconds, print_header
 from system import running_system
 
@@ -39,31 +43,39 @@ class Prompts:
         return ids[:num_tokens]
 
 
-def first_token_over_http(client: OpenAI, prompt: list[int]) -> tuple[float, int]:
-    """Seconds until the first streamed chunk, and the cached tokens."""
-    started, first_s, cached = time.perf_counter(), 0.0, 0
-    stream = client.completions.create(
-        model=MODEL,
-        prompt=prompt,
-        max_tokens=2,
-        temperature=0.0,
-        stream=True,
-        stream_options={"include_usage": True},
-        extra_body={"ignore_eos": True},
-    )
-    for chunk in stream:
-        first_s = first_s or time.perf_counter() - started
-        if chunk.usage is not None and chunk.usage.prompt_tokens_details is not None:
-            cached = chunk.usage.prompt_tokens_details.cached_tokens or 0
-    return first_s, cached
+class Client:
+    """One reused connection and nothing around it, so that what is measured is the server."""
 
+    def __init__(self, url: str) -> None:
+        address = urlsplit(url)
+        assert address.hostname is not None, f"{url} has no host"
+        self._connection = http.client.HTTPConnection(address.hostname, address.port, timeout=60)
+        self._connection.connect()
+        self._connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
-def whole_over_http(client: OpenAI, prompt: list[int]) -> float:
-    started = time.perf_counter()
-    client.completions.create(
-        model=MODEL, prompt=prompt, max_tokens=1, temperature=0.0, extra_body={"ignore_eos": True}
-    )
-    return time.perf_counter() - started
+    def first_token(self, prompt: list[int]) -> tuple[float, int]:
+        """Seconds until the first streamed chunk, and the cached tokens."""
+        started = time.perf_counter()
+        response = self._post(prompt, max_tokens=2, stream=True, stream_options={"include_usage": True})
+        response.readline()
+        first_s = time.perf_counter() - started
+        chunks = [line.removeprefix(b"data: ") for line in response.read().splitlines()]
+        usage = [json.loads(chunk)["usage"] for chunk in chunks if b"cached_tokens" in chunk]
+        return first_s, int(usage[-1]["prompt_tokens_details"]["cached_tokens"])
+
+    def whole(self, prompt: list[int]) -> float:
+        started = time.perf_counter()
+        self._post(prompt, max_tokens=1).read()
+        return time.perf_counter() - started
+
+    def _post(self, prompt: list[int], **options: Any) -> http.client.HTTPResponse:
+        body = {"model": MODEL, "prompt": prompt, "temperature": 0, "ignore_eos": True, **options}
+        self._connection.request(
+            "POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"}
+        )
+        response = self._connection.getresponse()
+        assert response.status == 200, response.read()
+        return response
 
 
 def whole_directly(llm: LLM, prompt: list[int]) -> float:
@@ -72,12 +84,12 @@ def whole_directly(llm: LLM, prompt: list[int]) -> float:
     return time.perf_counter() - started
 
 
-def first_token_table(client: OpenAI, prompts: Prompts, rounds: int) -> None:
+def first_token_table(client: Client, prompts: Prompts, rounds: int) -> None:
     cold, cached, hits = [], [], []
     for _ in range(rounds):
         prompt = prompts.fresh(PROMPT_TOKENS)
-        cold.append(first_token_over_http(client, prompt)[0])
-        seconds, hit = first_token_over_http(client, prompt)
+        cold.append(client.first_token(prompt)[0])
+        seconds, hit = client.first_token(prompt)
         cached.append(seconds)
         hits.append(hit)
     print(f"| first token, {PROMPT_TOKENS}-token prompt | ms, median (p10 to p90) |\n|---|---|")
@@ -86,12 +98,12 @@ def first_token_table(client: OpenAI, prompts: Prompts, rounds: int) -> None:
     print(f"| ratio cold / cached | {statistics.median(cold) / statistics.median(cached):.2f} |\n")
 
 
-def added_latency_table(client: OpenAI, llm: LLM, prompts: Prompts, rounds: int) -> None:
+def added_latency_table(client: Client, llm: LLM, prompts: Prompts, rounds: int) -> None:
     """The same 32 tokens every time: both sides find 16 of them in their cache and compute the rest."""
     prompt = prompts.fresh(32)
     for _ in range(10):
-        whole_over_http(client, prompt), whole_directly(llm, prompt)
-    pairs = [(whole_over_http(client, prompt), whole_directly(llm, prompt)) for _ in range(rounds)]
+        client.whole(prompt), whole_directly(llm, prompt)
+    pairs = [(client.whole(prompt), whole_directly(llm, prompt)) for _ in range(rounds)]
     over_http, directly = ([pair[side] for pair in pairs] for side in (0, 1))
     added = statistics.median(over_http) - statistics.median(directly)
     print("| one token, 32-token prompt | ms, median (p10 to p90) |\n|---|---|")
@@ -103,7 +115,7 @@ def added_latency_table(client: OpenAI, llm: LLM, prompts: Prompts, rounds: int)
 
 
 def measure(url: str, rounds: int) -> None:
-    client = OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+    client = Client(url)
     with LLM(MODEL, use_tqdm=False, seed=SEED) as llm:
         prompts = Prompts(llm)
         first_token_table(client, prompts, rounds)

@@ -6,10 +6,13 @@ from protocol.model_source import ModelSource
 from workers.engine_config import EngineConfig
 from workers.model.families.registry import find_family
 from workers.model.hf_config import read_config
+from workers.model.model_spec import ModelSpec
 from workers.model.weight_layout import check_divides
 
 
-def check_model(config: EngineConfig, source: ModelSource) -> None:
-    """Raises UnsupportedModel for a family that we do not know, or heads that its ranks cannot share."""
+def check_model(config: EngineConfig, source: ModelSource) -> ModelSpec:
+    """What the model is. Raises UnsupportedModel: for an unknown family, or heads that its ranks cannot share."""
     hf_config = read_config(source.directory)
-    check_divides(find_family(hf_config).spec(hf_config), config.tensor_parallel_size)
+    spec = find_family(hf_config).spec(hf_config)
+    check_divides(spec, config.tensor_parallel_size)
+    return spec

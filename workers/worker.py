@@ -17,9 +17,11 @@ from protocol.handshake import ReplicaFacts
 from protocol.messages import Identity
 from protocol.model_source import ModelSource, resolve_model
 from workers.engine import Engine
+from workers.preflight import check_model
 from workers.rank_link import LeadingRunner, PlanFollower, PlanListener, free_port
 from workers.runner import Runner
 from workers.server_thread import ServerThread
+from workers.threads import set_num_threads, useful_threads
 from workers.worker_config import Rendezvous, WorkerAddress, WorkerConfig
 
 Progress = Callable[[int, int], None]  # tensors loaded, tensors in all
@@ -78,10 +80,9 @@ class Worker:
     ) -> Runner:
         from workers.engine_builder import build_runner
         from workers.tensor_parallel import connect_group
-        from workers.threads import set_num_threads
 
         config = self._config
-        set_num_threads(config.num_threads)
+        set_num_threads(useful_threads(check_model(config.engine, source), config.num_threads))
         size = config.engine.tensor_parallel_size
         host, port = (rendezvous.host, rendezvous.store_port) if rendezvous is not None else (self._host, 0)
         group = connect_group(config.rank, size, host, port, config.start_timeout_s)
