@@ -6,6 +6,7 @@ cluster's key before it is given anything. When either end dies the other's sock
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import secrets
@@ -90,19 +91,32 @@ class PlanFollower:
     """Any other rank's end: executes whatever rank 0 executes."""
 
     def __init__(self, host: str, port: int, key: bytes, rank: int, timeout_s: float) -> None:
+        self._closed = False
         self._socket = socket.create_connection((host, port), timeout_s)
         nonce = receive_frame(self._socket, MAX_PROOF_BYTES) or b""
         send_frame(self._socket, rank.to_bytes(2, "big") + _proof(key, nonce, rank))
         self._socket.settimeout(None)
 
     def follow(self, runner: Runner) -> None:
-        """Execute plans until rank 0 closes its end."""
-        while (payload := receive_frame(self._socket)) is not None:
+        """Execute plans until either end is closed."""
+        while (payload := self._receive()) is not None:
             plan = decode(payload)
             assert isinstance(plan, StepPlan), f"rank 0 sent {type(plan).__name__}, not a plan"
             runner.execute(plan)
 
+    def _receive(self) -> bytes | None:
+        try:
+            return receive_frame(self._socket)
+        except OSError:
+            if self._closed:
+                return None
+            raise
+
     def close(self) -> None:
+        """Ends `follow` too, where another thread is in it."""
+        self._closed = True
+        with contextlib.suppress(OSError):  # rank 0 has closed its end already
+            self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
 
 

@@ -100,3 +100,17 @@ def test_a_follower_that_died_is_noticed_by_the_leader(listener: PlanListener) -
         for _ in range(10_000):
             leader.execute(PLAN)
     leader.close()
+
+
+def test_closing_a_follower_ends_its_following(listener: PlanListener) -> None:
+    doors: list[socket.socket] = []
+    accepting = threading.Thread(target=lambda: doors.extend(listener.accept(1, timeout_s=10)))
+    accepting.start()
+    follower = PlanFollower("127.0.0.1", listener.port, KEY, 1, timeout_s=10)
+    accepting.join()
+    following = threading.Thread(target=follower.follow, args=(RecordingRunner(),))
+    following.start()
+    follower.close()
+    following.join(10)
+    assert not following.is_alive()
+    doors[0].close()
