@@ -109,6 +109,33 @@ def test_a_killed_worker_loses_no_request_and_comes_back(system: Any, eventually
     eventually(back, 90, "the killed replica is back")
 
 
+def controller_pids(system: Any) -> set[int]:
+    family = psutil.Process(system.process.pid).children(recursive=True)
+    return {each.pid for each in family if "ControllerActor" in " ".join(each.cmdline())}
+
+
+def test_a_killed_controller_disturbs_nobody_and_its_successor_adopts(
+    system: Any, eventually: Eventually
+) -> None:
+    before, victims = system.status()["replicas"], controller_pids(system)
+    assert len(victims) == 1
+    os.kill(victims.pop(), signal.SIGKILL)
+    answer = system.client().completions.create(
+        model="sapling", prompt="Once", max_tokens=200, extra_body={"ignore_eos": True}
+    )
+    assert answer.usage.completion_tokens == 200
+    eventually(lambda: len(controller_pids(system)) == 1, 30, "a new controller")
+    victim = before[0]["workers"][0]["pid"]
+    os.kill(victim, signal.SIGKILL)
+
+    def healed() -> bool:
+        now = system.status()["replicas"]
+        return [each["state"] for each in now] == ["ready"] * 2 and now[0]["workers"][0]["pid"] != victim
+
+    eventually(healed, 90, "the successor heals what it adopted")
+    assert system.status()["replicas"][1]["workers"] == before[1]["workers"]
+
+
 def test_interrupting_it_leaves_no_process(launch: Callable[..., Any], eventually: Eventually) -> None:
     system = launch("--replicas", "1", num_replicas=1)
     family = psutil.Process(system.process.pid).children(recursive=True)
