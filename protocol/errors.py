@@ -8,7 +8,6 @@
     ├── NotFound                   404  not_found
     │   └── ModelNotFound          404  model_not_found
     ├── DeadlineExceeded           408  timeout
-    ├── BlocksInUse                409  blocks_in_use
     ├── BodyTooLarge               413  body_too_large
     ├── Overloaded                 429  overloaded
     ├── NoReplica                  503  no_replica
@@ -65,10 +64,6 @@ class ModelNotFound(NotFound):
 
 class DeadlineExceeded(TrunklineError):
     status, code, kind = 408, "timeout", "timeout_error"
-
-
-class BlocksInUse(TrunklineError):
-    status, code, kind = 409, "blocks_in_use", "conflict_error"
 
 
 class BodyTooLarge(TrunklineError):

@@ -53,10 +53,6 @@ class RequestCollector:
     def finished(self) -> bool:
         return all(sequence.finished for sequence in self._sequences)
 
-    @property
-    def num_output_tokens(self) -> int:
-        return sum(len(sequence.token_ids) for sequence in self._sequences)
-
     def add(self, output: SequenceOutput) -> bool:
         """Whether a stop string has just ended the sequence, which the engine cannot know."""
         sequence = self._sequences[output.index]

@@ -52,10 +52,6 @@ class Engine:
         return self._runner.facts
 
     @property
-    def scheduler(self) -> Scheduler:
-        return self._scheduler
-
-    @property
     def num_steps(self) -> int:
         return self._step
 
