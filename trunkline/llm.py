@@ -24,6 +24,7 @@ from protocol.tokens import pack_tokens
 from router.text.tokenizer import Tokenizer
 from trunkline.checks import check_kernels
 from trunkline.collector import RequestCollector
+from trunkline.interrupts import deferred_interrupts
 from trunkline.outputs import RequestOutput
 from trunkline.prompts import Prompt, TokenizedPrompt, tokenize_prompts
 from workers.engine_config import EngineConfig
@@ -202,7 +203,9 @@ class LLM:
         """Step until every request has ended; yields each as it ends."""
         ended: set[str] = set()
         while len(ended) < len(collectors):
-            for output in self._engine.step().outputs:
+            with deferred_interrupts():
+                outputs = self._engine.step().outputs
+            for output in outputs:
                 collector = collectors[output.request_id]
                 if collector.add(output):
                     self._engine.cancel(output.request_id, output.index)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 from multiprocessing.process import BaseProcess
 
@@ -80,7 +81,8 @@ def _let_threads_sleep() -> None:
 
 
 def follow(config: WorkerConfig, rendezvous: Rendezvous) -> None:
-    """The whole life of a follower's process."""
+    """The whole life of a follower's process. A terminal's Ctrl-C reaches it too, but is rank 0's to handle."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     worker = Worker(config, LOOPBACK)
     worker.start(rendezvous)
     worker.run()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -136,12 +138,19 @@ def test_a_killed_controller_disturbs_nobody_and_its_successor_adopts(
     assert system.status()["replicas"][1]["workers"] == before[1]["workers"]
 
 
-def test_interrupting_it_leaves_no_process(launch: Callable[..., Any], eventually: Eventually) -> None:
+def test_interrupting_it_leaves_no_process_no_shared_memory_and_no_socket(
+    launch: Callable[..., Any], eventually: Eventually
+) -> None:
+    memory = set(os.listdir("/dev/shm"))
     system = launch("--replicas", "1", num_replicas=1)
     family = psutil.Process(system.process.pid).children(recursive=True)
     assert len(family) >= 4
+    session = Path(re.findall(r"Logs: (.*)/logs", system.log.read_text())[0])
+    assert any((session / "sockets").iterdir())
     assert system.stop() in (0, 130)
     eventually(lambda: not any(each.is_running() for each in family), 15, "every process has ended")
+    assert not (session / "sockets").exists()
+    assert set(os.listdir("/dev/shm")) <= memory
 
 
 def test_two_ranks_serve_as_one_replica(launch: Callable[..., Any]) -> None:
