@@ -141,7 +141,11 @@ class TokenLogprob:
 @message(21)
 @dataclass(frozen=True, slots=True)
 class SequenceOutput:
-    """What one step added to one sequence of a request."""
+    """What one step added to one sequence of a request.
+
+    `row` announces it: from here on its plain tokens may come in `StepFrame`'s columns under this number, until that
+    is announced for another sequence.
+    """
 
     request_id: str
     index: int  # which of the request's n
@@ -150,6 +154,8 @@ class SequenceOutput:
     finish_reason: FinishReason | None = None
     stop_token_id: int | None = None  # the stop id that ended it; None for end of sequence
     logprobs: tuple[TokenLogprob, ...] | None = None
+    prompt_logprobs: tuple[TokenLogprob, ...] | None = None  # of every prompt token but the first, sent once
+    row: int | None = None
 
 
 @message(22)
@@ -171,12 +177,18 @@ class Load:
 @message(23)
 @dataclass(frozen=True, slots=True)
 class StepFrame:
-    """All that one step means to one router. The events are everybody's, the outputs this router's."""
+    """All that one step means to one router. The events are everybody's, outputs and tokens this router's.
+
+    Most sequences only gain one token a step: those come as two columns, `rows` and `tokens`, both packed int32, of
+    sequences that an output has announced. `token_rows.py` turns them back into outputs.
+    """
 
     step: int
     outputs: tuple[SequenceOutput, ...]
     events: tuple[KvEvent, ...]
     load: Load
+    rows: bytes = b""
+    tokens: bytes = b""
 
 
 @message(24)

@@ -16,6 +16,7 @@ MAX_N = 128
 MAX_LOGPROBS = 20
 MAX_STOPS = 32
 MAX_STOP_CHARACTERS = 512
+MAX_BAD_WORDS = 128
 REPETITION_PENALTIES = (0.01, 100.0)  # beyond, logits overflow and every token is as likely as any
 GREEDY_BELOW = 1e-5  # a temperature under this is greedy
 
@@ -45,6 +46,12 @@ class SamplingParams:
     allowed_token_ids: tuple[int, ...] = ()
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
+    bad_words: tuple[str, ...] = ()  # texts that must not be generated
+    bad_word_ids: tuple[tuple[int, ...], ...] = ()  # the same as token ids: filled in where text is tokenized
+    truncate_prompt_tokens: int | None = (
+        None  # keep the prompt's last so many tokens; -1: what the context holds
+    )
+    detokenize: bool = True  # False: offline results carry token ids and no text
 
     def __post_init__(self) -> None:
         self._normalize()
@@ -52,6 +59,7 @@ class SamplingParams:
         self._check_distribution()
         self._check_lengths()
         self._check_stops()
+        self._check_words()
 
     @property
     def greedy(self) -> bool:
@@ -68,6 +76,8 @@ class SamplingParams:
             ("logit_bias", tuple((int(token), float(value)) for token, value in bias)),
             ("stop_token_ids", tuple(self.stop_token_ids or ())),
             ("allowed_token_ids", tuple(self.allowed_token_ids or ())),
+            ("bad_words", tuple(self.bad_words or ())),
+            ("bad_word_ids", tuple(tuple(word) for word in self.bad_word_ids or ())),
             ("top_k", max(self.top_k, 0) if self.top_k == -1 else self.top_k),
         ):
             object.__setattr__(self, name, value)  # frozen for everyone else; this is still construction
@@ -116,6 +126,26 @@ class SamplingParams:
             "seed",
             "seed must fit a signed 64-bit integer",
         )
+
+    def _check_words(self) -> None:
+        _check(
+            len(self.bad_words) <= MAX_BAD_WORDS,
+            "bad_words",
+            f"at most {MAX_BAD_WORDS} bad words are accepted",
+        )
+        _check(
+            all(isinstance(word, str) and 0 < len(word) <= MAX_STOP_CHARACTERS for word in self.bad_words),
+            "bad_words",
+            f"each bad word needs 1 to {MAX_STOP_CHARACTERS} characters",
+        )
+        _check(all(self.bad_word_ids), "bad_words", "each bad word needs at least one token")
+        kept = self.truncate_prompt_tokens
+        _check(
+            kept is None or kept == -1 or kept >= 1,
+            "truncate_prompt_tokens",
+            f"truncate_prompt_tokens must be -1 (the context's length) or at least 1, not {kept}",
+        )
+        _check(self.detokenize or not self.stop, "stop", "stop strings need text: leave detokenize on")
 
     def _check_stops(self) -> None:
         _check(len(self.stop) <= MAX_STOPS, "stop", f"at most {MAX_STOPS} stop strings are accepted")
