@@ -80,6 +80,8 @@ class DeploymentConfig(Section):
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 2048
     enable_prefix_caching: bool = True
+    deterministic: bool = False
+    async_scheduling: bool = False
     load_format: str = "auto"
     seed: int = 0
     worker: WorkerResources = WorkerResources()

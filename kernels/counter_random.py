@@ -17,7 +17,21 @@ def uniform(
     seeds: Tensor,  # [rows] int64
     positions: Tensor,  # [rows] int64
 ) -> Tensor:  # [rows] float64 in [0, 1)
-    bits = _splitmix64(_splitmix64(seeds) + positions)
+    return uniform_of_mixed(mix(seeds), positions)
+
+
+def mix(
+    seeds: Tensor,  # [rows] int64
+) -> Tensor:  # [rows] int64
+    """The part of the work that a row does not have to repeat for each of its tokens."""
+    return _splitmix64(seeds)
+
+
+def uniform_of_mixed(
+    mixed_seeds: Tensor,  # [rows] int64, of `mix`
+    positions: Tensor,  # [rows] int64
+) -> Tensor:  # [rows] float64 in [0, 1)
+    bits = _splitmix64(mixed_seeds + positions)
     return _shift_right(bits, 64 - _BITS).to(torch.float64) * 2.0**-_BITS
 
 

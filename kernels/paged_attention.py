@@ -1,38 +1,54 @@
-"""Attention of each row's newest tokens over all its keys and values, read through its block table.
+"""Attention of each row's newest tokens over the keys and values that they see, read through its block table.
 
-    out[t] = softmax(q[t] · K[0 … position of t]ᵀ / sqrt(head_dim)) V        per head; heads share K and V in groups
+    out[t] = softmax(score(q[t], K) + mask[t]) V        per head; heads share K and V in groups
 
-`attend_naively` is the meaning. `TorchPagedAttention` computes it on a CPU: what depends on the step alone (groups,
-masks, block ids) is planned once, then `run` is called for every layer. Rows that decode come first, shortest first.
-The pool's heads come before its blocks, so that gathered blocks are one contiguous matrix per head.
+`naive_attention.py` is the meaning. `TorchPagedAttention` computes one variant of it on a CPU: what depends on the step
+alone (groups, masks, block ids) is planned once, then `run` is called for every layer. Rows that decode come first,
+shortest first.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from kernels.attention_masks import AttentionMasks
+from kernels.attention_products import products_of
+from kernels.attention_variant import AttentionVariant, QueryRow
+from kernels.kv_gather import Scratch, blocks_of_rows, first_of_consecutive, gather_blocks
+
+__all__ = ["AttentionPlan", "AttentionVariant", "QueryRow", "TorchPagedAttention"]
 
 _MAX_PADDING = 1.5  # a group's padded blocks to its real ones: beyond, the next row opens a new group
 _MAX_GROUP_BYTES = 2 << 20  # of KV gathered at once: it should still be in the cache when it is read
 _TILE = 256  # queries of a chunk behind a cached prefix that share one slice of the mask
+_SMALL_TILE = (
+    64  # where the mask is one per head, or the scores are written out: they should stay in the cache too
+)
+
+
+class _RowRead(NamedTuple):
+    """What one row reads: whole blocks of its table. (A step has hundreds: frozen dataclasses take thrice the time.)"""
+
+    row: int  # of the block tables
+    start: int  # position of its first query
+    num_queries: int
+    column: int  # its first query's among the keys of the blocks
+    first_block: int  # of its table
+    num_blocks: int
 
 
 @dataclass(frozen=True, slots=True)
-class QueryRow:
-    """One row's share of the step: queries at positions `start` to `start + num_queries`."""
+class _Chunk:
+    """Several queries of one row."""
 
-    row: int  # of the block tables
-    start: int
-    num_queries: int
-
-    @property
-    def num_keys(self) -> int:
-        return self.start + self.num_queries
+    first_query: int  # its position
+    first_key: int  # position of the first key that is read
+    causal: bool  # it starts with the row, and its last query sees all keys: no mask is needed
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,41 +57,46 @@ class _Group:
 
     begin: int
     end: int
-    start: int | None  # position of a chunk's first query; None: every row has one query, behind all its keys
+    chunk: _Chunk | None  # None: every row has one query, behind all its keys
     num_rows: int
-    num_keys: int  # of the longest row
     first_block: int | None  # its blocks lie side by side from here on: no gather
-    block_ids: Tensor  # [num_rows · blocks of the longest row] int64
-    mask: Tensor | None  # [1, num_rows, 1, num_keys]; fp32; None where all are equally long
+    block_ids: Tensor  # [num_rows · blocks of the widest row] int64
+    keys: slice  # of each row's blocks: from the first column that any row sees to the last
+    mask: Tensor | None  # of rows, see AttentionMasks.for_rows
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionPlan:
+    """Belongs to the attention that made it."""
+
     groups: tuple[_Group, ...]
 
 
 class TorchPagedAttention:
-    """Owns scratch memory for gathered blocks and the causal mask. One per runner; not for two threads."""
+    """Owns scratch memory for gathered blocks and masks. One per variant and runner; not for two threads."""
 
-    def __init__(self, dtype: torch.dtype, block_size: int, token_elements: int) -> None:
+    def __init__(
+        self, variant: AttentionVariant, dtype: torch.dtype, block_size: int, token_elements: int
+    ) -> None:
         """`token_elements`: of one token's keys and values in one layer of this rank."""
+        self._variant = variant
+        self._window = variant.window
+        self._biased = variant.alibi_slopes is not None
         self._dtype = dtype
         self._block_size = block_size
         self._max_group_blocks = _MAX_GROUP_BYTES // (block_size * token_elements * dtype.itemsize)
-        self._gathered = _Scratch(dtype)
-        self._widened = _Scratch(torch.float32)
-        self._mask = torch.empty(_TILE, 0, dtype=dtype)
-        # Without AMX, torch's fused attention over bf16 is slow for a single query row per head: 680 µs where the same
-        # in fp32 takes 175 with the conversion (12 heads of 64, 512 keys). Plain products would be faster still, but
-        # oneDNN compiles them anew for every length, at a millisecond each.
-        self._widens = dtype == torch.bfloat16 and not torch.cpu._is_amx_tile_supported()
+        self._gathered = Scratch(dtype)
+        self._tile = _tile_for(variant)
+        self._masks = AttentionMasks(variant, dtype, self._tile)
+        self._products = products_of(variant, dtype)
 
     def plan(self, rows: Sequence[QueryRow], block_tables: Tensor) -> AttentionPlan:  # [rows, blocks] int64
+        reads = [self._row_read(row) for row in rows]
         groups: list[_Group] = []
         begin = index = 0
-        while index < len(rows):
-            count = 1 if rows[index].num_queries > 1 else self._num_grouped(rows, index)
-            group = self._group(rows[index : index + count], begin, block_tables)
+        while index < len(reads):
+            count = 1 if reads[index].num_queries > 1 else self._num_grouped(reads, index)
+            group = self._group(reads[index : index + count], begin, block_tables)
             groups.append(group)
             begin, index = group.end, index + count
         return AttentionPlan(tuple(groups))
@@ -89,139 +110,95 @@ class TorchPagedAttention:
         parts = [self._attend(q[group.begin : group.end], kv, group) for group in plan.groups]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _num_grouped(self, rows: Sequence[QueryRow], index: int) -> int:
-        """How many rows from `index` on are read together: they are sorted, so the last is the longest."""
-        real, count = 0, 0
-        for row in rows[index:]:
-            blocks = self._num_blocks(row)
-            real += blocks
-            padded = blocks * (count + 1)
-            if count and (row.num_queries > 1 or padded > min(real * _MAX_PADDING, self._max_group_blocks)):
+    def _row_read(self, row: QueryRow) -> _RowRead:
+        first_block = 0 if self._window is None else self._variant.first_key(row.start) // self._block_size
+        column = row.start - first_block * self._block_size
+        num_blocks = -(-(column + row.num_queries) // self._block_size)
+        return _RowRead(row.row, row.start, row.num_queries, column, first_block, num_blocks)
+
+    def _num_grouped(self, reads: Sequence[_RowRead], index: int) -> int:
+        """How many rows from `index` on are read together: they are sorted, so neighbours are of like length."""
+        real, widest, count = 0, 0, 0
+        for read in reads[index:]:
+            real += read.num_blocks
+            if read.num_blocks > widest:
+                widest = read.num_blocks
+            padded = widest * (count + 1)
+            too_wide = padded > real * _MAX_PADDING or padded > self._max_group_blocks
+            if count and (too_wide or read.num_queries > 1):
                 break
             count += 1
         return count
 
-    def _num_blocks(self, row: QueryRow) -> int:
-        return -(-row.num_keys // self._block_size)
-
-    def _group(self, rows: Sequence[QueryRow], begin: int, block_tables: Tensor) -> _Group:
-        longest = rows[-1]
-        num_blocks = self._num_blocks(longest)
-        if len(rows) == 1:
-            block_ids = block_tables[longest.row, :num_blocks]
-        else:
-            block_ids = block_tables[[row.row for row in rows], :num_blocks].flatten()
+    def _group(self, reads: Sequence[_RowRead], begin: int, block_tables: Tensor) -> _Group:
+        """One chunk, or rows that have one query each."""
+        num_blocks = max([read.num_blocks for read in reads])
+        columns = [read.column for read in reads]
+        block_ids = blocks_of_rows(
+            block_tables, [read.row for read in reads], [read.first_block for read in reads], num_blocks
+        )
+        num_queries = reads[0].num_queries
+        keys = slice(self._variant.first_key(min(columns)), max(columns) + num_queries)
         return _Group(
             begin=begin,
-            end=begin + sum(row.num_queries for row in rows),
-            start=longest.start if longest.num_queries > 1 else None,
-            num_rows=len(rows),
-            num_keys=longest.num_keys,
-            first_block=_first_of_consecutive(block_ids) if len(rows) == 1 else None,
+            end=begin + len(reads) * num_queries,
+            chunk=self._chunk(reads[0]) if num_queries > 1 else None,
+            num_rows=len(reads),
+            first_block=first_of_consecutive(block_ids) if len(reads) == 1 else None,
             block_ids=block_ids,
-            mask=self._length_mask([row.num_keys for row in rows]),
+            keys=keys,
+            mask=self._masks.for_rows(columns, keys) if num_queries == 1 else None,
         )
 
-    def _length_mask(self, lengths: list[int]) -> Tensor | None:
-        if lengths[0] == lengths[-1]:  # sorted: all are equal
-            return None
-        beyond = torch.arange(lengths[-1]) >= torch.tensor(lengths)[:, None]
-        mask = torch.zeros(beyond.shape).masked_fill_(beyond, -torch.inf)
-        return mask[None, :, None]
+    def _chunk(self, read: _RowRead) -> _Chunk:
+        sees_all = read.start == 0 and self._variant.first_key(read.num_queries - 1) == 0
+        causal = sees_all and not self._variant.changes_scores
+        return _Chunk(read.start, self._variant.first_key(read.start), causal)
 
     def _attend(self, q: Tensor, kv: Tensor, group: _Group) -> Tensor:
         rows = self._read(kv, group)
-        if group.start is not None:
-            k, v = rows.transpose(1, 2).unbind()
-            return self._attend_chunk(q, k, v, group.start)
+        if group.chunk is not None:
+            return self._attend_chunk(q, rows, group.chunk)
         # The queries that share a KV head stand as its query rows: one product per head and row.
         packed = q.view(group.num_rows, kv.shape[1], -1, q.shape[2]).transpose(0, 1)
-        if self._widens and packed.shape[2] == 1:
-            packed, rows = packed.float(), self._widened.take(rows.shape).copy_(rows)
-        k, v = rows.unbind()  # [kv_heads, num_rows, num_keys, head_dim]
-        out = F.scaled_dot_product_attention(packed, k, v, group.mask)
+        mask = group.mask
+        if self._biased and mask is not None:
+            mask = mask.view(len(mask), kv.shape[1], -1, mask.shape[2]).transpose(0, 1)
+        out = self._products.of_rows(packed, rows, mask)
         return out.transpose(0, 1).reshape(q.shape[0], -1).to(self._dtype)
 
     def _read(self, kv: Tensor, group: _Group) -> Tensor:
-        """Keys and values as [2, kv_heads, num_rows, num_keys, head_dim]: a view of the pool, or of the scratch."""
+        """Keys and values as [2, kv_heads, num_rows, keys, head_dim]: a view of the pool, or of the scratch."""
         if group.first_block is not None:
             blocks = kv[:, :, group.first_block : group.first_block + len(group.block_ids)]
         else:
-            blocks = self._gather(kv, group.block_ids)
+            blocks = gather_blocks(kv, group.block_ids, self._gathered)
         rows = blocks.view(2, kv.shape[1], group.num_rows, -1, kv.shape[4])
-        return rows[:, :, :, : group.num_keys]
+        return rows[:, :, :, group.keys]
 
-    def _gather(self, kv: Tensor, block_ids: Tensor) -> Tensor:
-        """Whole blocks: copying token by token is several times slower."""
-        _, heads, num_blocks, block_size, head_dim = kv.shape
-        flat = kv.view(2 * heads, num_blocks, block_size * head_dim)
-        out = self._gathered.take((2 * heads, len(block_ids), block_size * head_dim))
-        torch.index_select(flat, 1, block_ids, out=out)
-        return out.view(2, heads, -1, block_size, head_dim)
-
-    def _attend_chunk(self, q: Tensor, k: Tensor, v: Tensor, start: int) -> Tensor:
+    def _attend_chunk(self, q: Tensor, kv: Tensor, chunk: _Chunk) -> Tensor:
         queries = q.transpose(0, 1)[None]  # [1, q_heads, tokens, head_dim]
-        if start == 0:
-            out = F.scaled_dot_product_attention(queries, k, v, is_causal=True, enable_gqa=True)
+        if chunk.causal:
+            out = self._products.of_tile(queries, kv, None)
             return out.transpose(1, 2).reshape(q.shape[0], -1)
         tiles = [
-            F.scaled_dot_product_attention(
-                tile,
-                k[:, :, : start + offset + tile.shape[2]],
-                v[:, :, : start + offset + tile.shape[2]],
-                attn_mask=self._causal_mask(start + offset, tile.shape[2]),
-                enable_gqa=True,
+            self._attend_tile(tile, kv, chunk.first_query + offset, chunk.first_key)
+            for offset, tile in zip(
+                range(0, q.shape[0], self._tile), torch.split(queries, self._tile, 2), strict=True
             )
-            for offset, tile in zip(range(0, q.shape[0], _TILE), torch.split(queries, _TILE, 2), strict=True)
         ]
         out = tiles[0] if len(tiles) == 1 else torch.cat(tiles, 2)
         return out.transpose(1, 2).reshape(q.shape[0], -1)
 
-    def _causal_mask(self, start: int, num_queries: int) -> Tensor:
-        """Query i sees keys 0 to start + i. One triangle serves every chunk: a larger start is a slice further left."""
-        origin = self._mask.shape[1] - _TILE
-        if origin < start:
-            origin = 1 << start.bit_length()
-            full = torch.full((_TILE, origin + _TILE), -torch.inf, dtype=self._dtype)
-            self._mask = full.triu_(origin + 1)
-        return self._mask[:num_queries, origin - start : origin + num_queries]
+    def _attend_tile(self, queries: Tensor, kv: Tensor, position: int, first_key: int) -> Tensor:
+        """`position` is the first query's, `first_key` that of the first key in `kv`."""
+        num_queries = queries.shape[2]
+        begin, end = self._variant.first_key(position), position + num_queries
+        seen = kv[:, :, :, begin - first_key : end - first_key]
+        return self._products.of_tile(queries, seen, self._masks.for_tile(position, num_queries))
 
 
-class _Scratch:
-    """Memory that is written and read within one call. It grows and stays: fresh pages cost more than the copy."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        self._memory = torch.empty(0, dtype=dtype)
-
-    def take(self, shape: Sequence[int]) -> Tensor:
-        num_elements = math.prod(shape)
-        if self._memory.numel() < num_elements:
-            self._memory = self._memory.new_empty(1 << (num_elements - 1).bit_length())
-        return self._memory[:num_elements].view(*shape)
-
-
-def _first_of_consecutive(block_ids: Tensor) -> int | None:
-    first, last = int(block_ids[0]), int(block_ids[-1])
-    if last - first != len(block_ids) - 1:  # the usual answer, without looking at all of them
-        return None
-    return first if bool((block_ids.diff() == 1).all()) else None
-
-
-def attend_naively(
-    q: Tensor,  # [tokens, q_heads, head_dim]
-    kv: Tensor,  # [2, kv_heads, num_blocks, block_size, head_dim]
-    rows: Sequence[QueryRow],
-    block_tables: Tensor,  # [rows, blocks] int64
-) -> Tensor:  # [tokens, q_heads · head_dim] fp32
-    """The meaning, token by token."""
-    k_pool, v_pool = kv.float().flatten(2, 3).unbind()
-    kv_heads, _, block_size = kv.shape[1:4]
-    out: list[Tensor] = []
-    for row in rows:
-        for position in range(row.start, row.num_keys):
-            seen = torch.arange(position + 1)
-            slots = block_tables[row.row, seen // block_size] * block_size + seen % block_size
-            query = q[len(out)].float().view(kv_heads, -1, q.shape[-1])  # [kv_heads, group, head_dim]
-            scores = torch.einsum("hgd,htd->hgt", query, k_pool[:, slots]) * q.shape[-1] ** -0.5
-            out.append(torch.einsum("hgt,htd->hgd", scores.softmax(-1), v_pool[:, slots]).flatten())
-    return torch.stack(out)
+def _tile_for(variant: AttentionVariant) -> int:
+    """A tile reads its window and itself, so a large one would compute much that a small window hides."""
+    narrow = variant.window is not None and variant.window < 4 * _TILE
+    return _SMALL_TILE if narrow or variant.changes_scores else _TILE

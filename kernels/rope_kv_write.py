@@ -1,8 +1,9 @@
 """Rotate queries and keys in place, then store keys and values in their slots of the pool.
 
-    rotated = x · cos + roll(x, head_dim / 2) · sin        sin carries the minus of its first half
+    rotated = x · cos + roll(x, dims / 2) · sin        over a head's first dims; sin carries the minus of its first half
 
-A slot is block · block_size + offset. One call per layer, over the packed projection [q | k | v].
+A slot is block · block_size + offset. One call per layer, over the packed projection [q | k | v]. Where positions are
+not rotary, only the second half is done.
 """
 
 from __future__ import annotations
@@ -12,15 +13,24 @@ from torch import Tensor
 
 def rope_kv_write(
     qkv: Tensor,  # [tokens, q_heads + 2 · kv_heads, head_dim], q and k are rotated in place
-    cos: Tensor,  # [tokens, 1, head_dim]
-    sin: Tensor,  # [tokens, 1, head_dim]
+    cos: Tensor,  # [tokens, 1, dims], dims <= head_dim: what lies behind is left as it is
+    sin: Tensor,  # [tokens, 1, dims]
+    kv: Tensor,  # [2, kv_heads, num_blocks, block_size, head_dim], written
+    slots: Tensor,  # [tokens] int64
+) -> None:
+    rotated, dims = qkv[:, : -kv.shape[1]], cos.shape[2]
+    if dims < rotated.shape[2]:
+        rotated = rotated[:, :, :dims]
+    rolled = rotated.roll(dims // 2, -1)
+    rotated.mul_(cos).addcmul_(rolled, sin)
+    kv_write(qkv, kv, slots)
+
+
+def kv_write(
+    qkv: Tensor,  # [tokens, q_heads + 2 · kv_heads, head_dim]
     kv: Tensor,  # [2, kv_heads, num_blocks, block_size, head_dim], written
     slots: Tensor,  # [tokens] int64
 ) -> None:
     kv_heads, head_dim = kv.shape[1], kv.shape[4]
-    num_rotated = qkv.shape[1] - kv_heads
-    rotated = qkv[:, :num_rotated]
-    rolled = rotated.roll(head_dim // 2, -1)
-    rotated.mul_(cos).addcmul_(rolled, sin)
-    new = qkv[:, num_rotated - kv_heads :].view(-1, 2, kv_heads, head_dim)
+    new = qkv[:, -2 * kv_heads :].view(-1, 2, kv_heads, head_dim)
     kv.flatten(2, 3).index_copy_(2, slots, new.permute(1, 2, 0, 3))

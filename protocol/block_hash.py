@@ -31,12 +31,15 @@ class BlockHasher:
 
     secret: bytes = field(repr=False)
     block_size: int
+    _seed: int = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         assert len(self.secret) == SECRET_BYTES, (
             f"the hash secret has {len(self.secret)} bytes, not {SECRET_BYTES}"
         )
         assert self.block_size > 0, "block_size must be positive"
+        # Frozen for everyone else; this is still construction.
+        object.__setattr__(self, "_seed", int.from_bytes(self.secret[:SEED_BYTES], "little"))
 
     def digests(self, tokens: bytes | memoryview, extra: bytes = b"") -> list[bytes]:
         """Digests of every full block of `tokens` (packed int32)."""
@@ -47,7 +50,7 @@ class BlockHasher:
     def extend(self, digests: list[bytes], tokens: bytes | memoryview, extra: bytes = b"") -> None:
         """Append to `digests` those of the full blocks of `tokens` that it does not cover yet."""
         stride = self.block_size * TOKEN_BYTES
-        seed = int.from_bytes(self.secret[:SEED_BYTES], "little")
+        seed = self._seed
         hash_block = xxhash.xxh3_128_digest
         data = memoryview(tokens)
         parent = digests[-1] if digests else self.secret[SEED_BYTES:]
@@ -59,9 +62,8 @@ class BlockHasher:
     def next_digest(self, parent: bytes | None, tokens: bytes, extra: bytes = b"") -> bytes:
         """The digest of one full block after `parent` (None: the first block)."""
         assert len(tokens) == self.block_size * TOKEN_BYTES, "only full blocks are hashed"
-        seed = int.from_bytes(self.secret[:SEED_BYTES], "little")
         data = self.secret[SEED_BYTES:] + tokens + extra if parent is None else parent + tokens
-        return xxhash.xxh3_128_digest(data, seed)
+        return xxhash.xxh3_128_digest(data, self._seed)
 
     @property
     def fingerprint(self) -> str:

@@ -158,6 +158,28 @@ class SequenceOutput:
     row: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class CacheCounts:
+    """What lookups in a prefix cache came to, in prompt tokens since its start. `queried` is the sum of the others."""
+
+    queried: int = 0
+    hit: int = 0
+    below_block: int = 0  # missed: the tail that no full block holds, the last token always in it
+    bypassed: int = 0  # missed: the request asked not to read the cache
+    evicted: int = 0  # missed: was there not long ago
+    absent: int = 0  # missed: never seen, or forgotten, or another tenant's
+
+    def __add__(self, other: CacheCounts) -> CacheCounts:
+        return CacheCounts(
+            self.queried + other.queried,
+            self.hit + other.hit,
+            self.below_block + other.below_block,
+            self.bypassed + other.bypassed,
+            self.evicted + other.evicted,
+            self.absent + other.absent,
+        )
+
+
 @message(22)
 @dataclass(frozen=True, slots=True)
 class Load:
@@ -172,6 +194,7 @@ class Load:
     num_preemptions: int = 0
     prefill_s_per_token: float = 0.0  # 0: not measured yet
     decode_step_s: float = 0.0
+    cache: CacheCounts = CacheCounts()  # first lookups: those of preempted sequences are not among them
 
 
 @message(23)

@@ -7,11 +7,11 @@ A name is, in this order: `sapling` (the built-in model), an existing directory,
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from protocol.errors import ModelNotFound
+from protocol.model_files import WeightFormat, find_weights
 
 BUILT_IN = "sapling"
 _BUILT_IN_DIRECTORY = Path(__file__).resolve().parent.parent / "sapling"
@@ -21,7 +21,10 @@ _TOKENIZER_FILES = (
     "special_tokens_map.json",
     "chat_template.jinja",
 )
-_WANTED_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
+_SLOW_TOKENIZER_FILES = ("vocab.json", "merges.txt", "vocab.txt", "added_tokens.json", "tokenizer.model")
+# Whatever describes the model: small files, at the top of the repository alone.
+_DESCRIBING_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
+_BELOW_THE_TOP = "*/*"
 _HEAD_BYTES = 64 * 1024
 
 
@@ -55,29 +58,71 @@ def _directory(name: str, revision: str | None) -> Path:
 
 
 def _from_hub(name: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download  # only a hub name pays for the import
+    from huggingface_hub import constants  # only a hub name pays for the import
 
-    try:
-        return Path(snapshot_download(name, revision=revision, local_files_only=True))
-    except (OSError, ValueError):
-        pass  # not in the cache, or not wholly
-    if os.environ.get("HF_HUB_OFFLINE") == "1":
+    cached = _cached(name, revision)
+    if cached is not None and (constants.HF_HUB_OFFLINE or _is_whole(cached)):
+        return cached  # whoever opens a part that is not there names it
+    if constants.HF_HUB_OFFLINE:
         raise ModelNotFound(
             f"model {name!r} is not in the hub cache, and HF_HUB_OFFLINE=1 forbids fetching it"
         )
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(_WANTED_FILES)))
+        return _fetch(name, revision)
     except (OSError, ValueError) as error:
         raise ModelNotFound(
-            f"model {name!r} is neither a directory, nor in the hub cache, nor could it be fetched: {error}"
+            f"model {name!r} is neither a directory, nor whole in the hub cache, nor could it be fetched: {error}"
         ) from error
+
+
+def _cached(name: str, revision: str | None) -> Path | None:
+    """The snapshot's directory, whether or not every file of the repository was ever wanted there."""
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        config = try_to_load_from_cache(name, "config.json", revision=revision)
+    except ValueError:  # no name that the hub could have
+        return None
+    return Path(config).parent if isinstance(config, str) else None
+
+
+def _is_whole(directory: Path) -> bool:
+    weights = find_weights(directory)
+    return weights is not None and not weights.missing and _has_tokenizer(directory)
+
+
+def _has_tokenizer(directory: Path) -> bool:
+    return any((directory / name).is_file() for name in ("tokenizer.json", *_SLOW_TOKENIZER_FILES))
+
+
+def _fetch(name: str, revision: str | None) -> Path:
+    """First what describes the model, then the weights in the one format that will be read."""
+    from huggingface_hub import snapshot_download
+
+    def fetch(revision: str | None, patterns: list[str]) -> Path:
+        return Path(
+            snapshot_download(
+                name, revision=revision, allow_patterns=patterns, ignore_patterns=[_BELOW_THE_TOP]
+            )
+        )
+
+    directory = fetch(revision, list(_DESCRIBING_FILES))
+    for weight_format in WeightFormat:
+        found = find_weights(directory, (weight_format,))
+        wanted = [path.name for path in found.paths] if found is not None else [weight_format.value]
+        fetch(directory.name, wanted)  # the snapshot's name is the commit's: it cannot change meanwhile
+        if find_weights(directory, (weight_format,)) is not None:
+            break
+    return directory
 
 
 def _model_digest(directory: Path) -> str:
     """Of the configuration, and of each weight file's name, size and head (its safetensors header)."""
     digest = hashlib.sha256((directory / "config.json").read_bytes())
-    weights = sorted([*directory.glob("*.safetensors"), *directory.glob("*.bin")])
-    for file in weights:
+    weights = find_weights(directory)
+    for file in () if weights is None else weights.paths:
+        if not file.is_file():
+            continue  # named when it is opened, and never opened for dummy weights
         digest.update(f"{file.name} {file.stat().st_size} ".encode())
         with file.open("rb") as stream:
             digest.update(stream.read(_HEAD_BYTES))
@@ -85,8 +130,10 @@ def _model_digest(directory: Path) -> str:
 
 
 def _tokenizer_digest(directory: Path) -> str:
+    """Of the files that the tokenizer is read from: slow ones only where there is no tokenizer.json."""
     digest = hashlib.sha256()
-    for name in _TOKENIZER_FILES:
+    fast = (directory / "tokenizer.json").is_file()
+    for name in _TOKENIZER_FILES if fast else (*_TOKENIZER_FILES, *_SLOW_TOKENIZER_FILES):
         file = directory / name
         if file.is_file():
             digest.update(name.encode() + file.read_bytes())

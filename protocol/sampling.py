@@ -52,6 +52,7 @@ class SamplingParams:
         None  # keep the prompt's last so many tokens; -1: what the context holds
     )
     detokenize: bool = True  # False: offline results carry token ids and no text
+    truncation_side: str = "left"  # where `truncate_prompt_tokens` cuts; right: it keeps the first tokens
 
     def __post_init__(self) -> None:
         self._normalize()
@@ -66,17 +67,15 @@ class SamplingParams:
         return self.temperature < GREEDY_BELOW
 
     def _normalize(self) -> None:
-        """Lists to tuples, a lone stop string to a tuple, a bias dict to pairs."""
-        given_stop: Any = self.stop
+        """Lists to tuples, a lone stop string or bad word to a tuple, a bias dict to pairs."""
         given_bias: Any = self.logit_bias
-        stop = (given_stop,) if isinstance(given_stop, str) else tuple(given_stop or ())
         bias = given_bias.items() if isinstance(given_bias, dict) else given_bias or ()
         for name, value in (
-            ("stop", stop),
+            ("stop", _texts(self.stop)),
             ("logit_bias", tuple((int(token), float(value)) for token, value in bias)),
             ("stop_token_ids", tuple(self.stop_token_ids or ())),
             ("allowed_token_ids", tuple(self.allowed_token_ids or ())),
-            ("bad_words", tuple(self.bad_words or ())),
+            ("bad_words", _texts(self.bad_words)),
             ("bad_word_ids", tuple(tuple(word) for word in self.bad_word_ids or ())),
             ("top_k", max(self.top_k, 0) if self.top_k == -1 else self.top_k),
         ):
@@ -145,6 +144,12 @@ class SamplingParams:
             "truncate_prompt_tokens",
             f"truncate_prompt_tokens must be -1 (the context's length) or at least 1, not {kept}",
         )
+        side = self.truncation_side
+        _check(
+            side in ("left", "right"),
+            "truncation_side",
+            f"truncation_side must be left or right, not {side!r}",
+        )
         _check(self.detokenize or not self.stop, "stop", "stop strings need text: leave detokenize on")
 
     def _check_stops(self) -> None:
@@ -154,6 +159,10 @@ class SamplingParams:
             "stop",
             f"each stop string needs 1 to {MAX_STOP_CHARACTERS} characters",
         )
+
+
+def _texts(given: Any) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given or ())
 
 
 def _check(holds: bool, param: str, message: str) -> None:

@@ -197,7 +197,7 @@ class Dispatcher:
         if generation.digests is None:
             generation.digests = hasher.digests(request.token_ids, request.isolation)
         self._index.expire(self._clock())
-        if request.sampling.prompt_logprobs is not None:
+        if generation.sampling.prompt_logprobs is not None:
             return generation.digests, {}  # these skip the cache: every prompt token is computed
         most = max(0, generation.num_prompt_tokens - 1) // hasher.block_size  # one token is always computed
         depths = self._index.match(generation.digests[:most])

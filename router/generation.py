@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from protocol.block_hash import join_digests
 from protocol.errors import TrunklineError
 from protocol.messages import SequenceOutput, Submit
+from protocol.sampling import SamplingParams
 from protocol.tokens import TOKEN_BYTES, pack_tokens
 from router.routed_request import Decision, RoutedRequest
 
@@ -51,6 +52,7 @@ class Generation:
         self._decision: Decision | None = None
         self._generated = [array("i") for _ in range(request.sampling.n)]
         self._finished: set[int] = set()
+        self._scored = False  # the prompt's logprobs have come
         self._outputs: deque[SequenceOutput] = deque()
         self._error: TrunklineError | None = None
         self._changed = asyncio.Event()
@@ -112,6 +114,12 @@ class Generation:
         return len(self.request.token_ids) // TOKEN_BYTES
 
     @property
+    def sampling(self) -> SamplingParams:
+        """What its next place is asked for. A prompt is scored once: after a move its cached blocks may serve."""
+        asked = self.request.sampling
+        return replace(asked, prompt_logprobs=None) if self._scored else asked
+
+    @property
     def num_generated_tokens(self) -> int:
         return sum(map(len, self._generated))
 
@@ -126,7 +134,7 @@ class Generation:
         return Submit(
             request_id=wire_id,
             token_ids=request.token_ids,
-            sampling=request.sampling,
+            sampling=self.sampling,
             digests=join_digests(self.digests or ()),
             isolation=request.isolation,
             generated=tuple(map(pack_tokens, self._generated)) if self.num_generated_tokens else (),
@@ -156,6 +164,9 @@ class Generation:
         self._generated[output.index].extend(output.token_ids)
         if output.finish_reason is not None:
             self._finished.add(output.index)
+        if output.prompt_logprobs is not None:
+            output = replace(output, prompt_logprobs=None) if self._scored else output
+            self._scored = True
         self._outputs.append(self._as_first_placed(output) if self.moves else output)
         self._changed.set()
 

@@ -12,6 +12,8 @@ from typing import Protocol
 from protocol.handshake import HelloRefused
 from protocol.membership import ReplicaInfo, ReplicaState
 from protocol.messages import Cancel, Rejected, Resync, SequenceOutput, SnapshotChunk, StepFrame, Welcome
+from protocol.token_rows import TokenRows
+from protocol.tokens import unpack_tokens
 from router.agreement import Agreement
 from router.deployment import Deployment
 from router.generation import Generation, Placement
@@ -59,6 +61,7 @@ class ReplicaView:
         self._link: ReplicaLink | None = None
         self._feed: IndexFeed | None = None
         self._load: ReplicaLoad | None = None
+        self._rows = TokenRows()
         self._agreement = Agreement(config.resync_interval_s)
         self._refuses_new = False  # it said so itself, before the controller did
 
@@ -123,6 +126,7 @@ class ReplicaView:
         self.welcome, self.incarnation = welcome, welcome.incarnation
         self._index.connect(self.replica_id)
         self._feed = IndexFeed(self._index, self.replica_id)
+        self._rows = TokenRows()
         self._load = ReplicaLoad(welcome.num_blocks * block_size, block_size, self._config.prefill_backlog_s)
         if self.accepting:
             self._owner.replica_ready()
@@ -134,7 +138,9 @@ class ReplicaView:
         elif isinstance(message, StepFrame):
             self._feed.frame(message)  # before the outputs: they belong to blocks that the events announce
             self._load.report(message.load)
-            for output in message.outputs:
+            for output in self._rows.expand(
+                message.outputs, unpack_tokens(message.rows), unpack_tokens(message.tokens)
+            ):
                 self._owner.deliver(self, output)
         else:
             self._owner.reject(self, message)

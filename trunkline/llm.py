@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
@@ -20,6 +19,7 @@ from protocol.errors import InvalidRequest
 from protocol.messages import Load, Submit
 from protocol.model_source import resolve_model
 from protocol.sampling import SamplingParams
+from protocol.token_rows import TokenRows
 from protocol.tokens import pack_tokens
 from router.text.tokenizer import Tokenizer
 from trunkline.checks import check_kernels
@@ -27,6 +27,7 @@ from trunkline.collector import RequestCollector
 from trunkline.interrupts import deferred_interrupts
 from trunkline.outputs import RequestOutput
 from trunkline.prompts import Prompt, TokenizedPrompt, tokenize_prompts
+from trunkline.submissions import Submissions
 from workers.engine_config import EngineConfig
 from workers.local_ranks import LocalRanks
 
@@ -45,6 +46,8 @@ class LLM:
         model: str = "sapling",
         *,
         enable_prefix_caching: bool = True,
+        deterministic: bool = False,
+        async_scheduling: bool = False,
         tensor_parallel_size: int = 1,
         dtype: str = "auto",
         max_model_len: int | None = None,
@@ -68,6 +71,8 @@ class LLM:
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
             enable_prefix_caching=enable_prefix_caching,
+            deterministic=deterministic,
+            async_scheduling=async_scheduling,
             load_format=load_format,
             seed=seed,
         )
@@ -78,8 +83,10 @@ class LLM:
         with _LoadingBar(model, shown=use_tqdm) as bar:
             self._ranks = LocalRanks(config, source, DeploymentSecrets.generate(), bar.update)
         self._engine = self._ranks.engine
-        self._seeds = random.Random(seed)
+        facts = self._engine.facts
+        self._submissions = Submissions(self.tokenizer, facts.max_model_len, facts.vocab_size, seed)
         self._names = map(str, itertools.count())
+        self._rows = TokenRows()
         self._open = True
 
     @property
@@ -179,16 +186,7 @@ class LLM:
         return [collector.result() for collector in collectors.values()]
 
     def _submit(self, prompt: TokenizedPrompt, sampling: SamplingParams, priority: int) -> RequestCollector:
-        if sampling.prompt_logprobs is not None:
-            raise InvalidRequest(
-                "prompt_logprobs are not supported yet: leave them out", param="prompt_logprobs"
-            )
-        rest = self.max_model_len - len(prompt.token_ids)
-        filled = replace(
-            sampling,
-            seed=self._seeds.getrandbits(63) if sampling.seed is None else sampling.seed,
-            max_tokens=max(rest, 0) if sampling.max_tokens is None else sampling.max_tokens,
-        )
+        prompt, filled = self._submissions.prepare(prompt, sampling)
         request_id = next(self._names)
         self._engine.submit(Submit(request_id, pack_tokens(prompt.token_ids), filled, priority=priority))
         return RequestCollector(request_id, prompt.text, prompt.token_ids, filled, self.tokenizer)
@@ -204,8 +202,8 @@ class LLM:
         ended: set[str] = set()
         while len(ended) < len(collectors):
             with deferred_interrupts():
-                outputs = self._engine.step().outputs
-            for output in outputs:
+                report = self._engine.step()
+            for output in self._rows.expand(report.outputs, report.rows, report.tokens):
                 collector = collectors[output.request_id]
                 if collector.add(output):
                     self._engine.cancel(output.request_id, output.index)

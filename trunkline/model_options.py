@@ -25,6 +25,18 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="reuse the KV of equal prompt beginnings (default: yes)",
     )
+    engine.add_argument(
+        "--deterministic",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="the same outputs whatever the batch, chunks and cache hits, bit for bit (default: no)",
+    )
+    engine.add_argument(
+        "--async-scheduling",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="plan a step while a CPU computes the one before (default: no)",
+    )
     engine.add_argument("--seed", type=int, metavar="N", help="of dummy weights and unseeded sampling")
     engine.add_argument("--load-format", help="auto, safetensors or dummy")
 
@@ -39,6 +51,8 @@ ENGINE_OPTIONS = (
     "max_num_seqs",
     "max_num_batched_tokens",
     "enable_prefix_caching",
+    "deterministic",
+    "async_scheduling",
     "seed",
     "load_format",
 )

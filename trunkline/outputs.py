@@ -19,9 +19,9 @@ class CompletionOutput:
     """One of a request's n sequences. `stop_reason`: the stop string or id; None at end of sequence."""
 
     index: int
-    text: str
+    text: str  # empty with detokenize=False
     token_ids: list[int] = field(repr=False)
-    cumulative_logprob: float | None
+    cumulative_logprob: float | None  # of the generated tokens; None: no logprobs were asked for
     logprobs: list[dict[int, Logprob]] | None = field(repr=False)
     finish_reason: str | None
     stop_reason: int | str | None = None
@@ -39,8 +39,11 @@ class RequestMetrics:
 class RequestOutput:
     request_id: str
     prompt: str | None  # None when token ids were given
-    prompt_token_ids: list[int] = field(repr=False)
+    prompt_token_ids: list[int] = field(repr=False)  # without what truncate_prompt_tokens cut off
     outputs: list[CompletionOutput]
     num_cached_tokens: int  # of the prompt, really reused
     metrics: RequestMetrics
     finished: bool = True
+    prompt_logprobs: list[dict[int, Logprob] | None] | None = field(
+        default=None, repr=False
+    )  # the first token's entry is None: nothing predicted it

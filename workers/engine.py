@@ -8,26 +8,37 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from protocol.block_hash import BlockHasher
 from protocol.events import KvEvent
 from protocol.messages import Load, SequenceOutput, Submit
-from workers.runner import Runner, RunnerFacts
+from workers.runner import PendingStep, Runner, RunnerFacts
 from workers.scheduling.request import Request
-from workers.scheduling.scheduler import Scheduler, SchedulerConfig
+from workers.scheduling.scheduler import Scheduler, SchedulerConfig, StepOutputs
 from workers.speed_meter import SpeedMeter
+from workers.step_plan import StepPlan
 
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """What one step did. Outputs of a request come in the order of its tokens."""
+    """What one step did, in the form of a `StepFrame`. Outputs of a request come in the order of its tokens."""
 
     step: int
-    outputs: tuple[SequenceOutput, ...]
+    outputs: Sequence[SequenceOutput]
     events: tuple[KvEvent, ...]
     load: Load
+    rows: Sequence[int] = ()  # of announced sequences
+    tokens: Sequence[int] = ()  # one for each of them
+
+
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    plan: StepPlan
+    launched_s: float
+    pending: PendingStep
 
 
 class Engine:
@@ -45,6 +56,8 @@ class Engine:
         self._speed = SpeedMeter()
         self._clock = clock
         self._deadlines: list[tuple[float, str]] = []
+        self._flights: deque[_Flight] = deque()  # launched, the oldest first
+        self._collected_s = 0.0  # when the last step had run
         self._step = 0
 
     @property
@@ -57,14 +70,15 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        return self._scheduler.has_work()
+        return bool(self._flights) or self._scheduler.has_work()
 
     def submit(self, submit: Submit) -> None:
         """Queue a request. Raises a TrunklineError when it can never run; then nothing was kept."""
         request = Request.from_submit(submit)
-        self._scheduler.add(request)
+        now_s = self._clock()
+        self._scheduler.add(request, now_s)
         if submit.deadline_s is not None:
-            heapq.heappush(self._deadlines, (self._clock() + submit.deadline_s, submit.request_id))
+            heapq.heappush(self._deadlines, (now_s + submit.deadline_s, submit.request_id))
 
     def cancel(self, request_id: str, index: int | None = None) -> list[SequenceOutput]:
         """Free all that the request, or one sequence of it, holds; what ended by it is returned, not reported.
@@ -77,16 +91,38 @@ class Engine:
         self._scheduler.touch(digests)
 
     def step(self) -> StepReport:
-        """Run one forward pass, if any row can run, and report what came of it."""
-        outputs = self._expire()
-        plan = self._scheduler.schedule()
-        if plan is not None:
-            started_s = self._clock()
-            sampled = self._runner.execute(plan)
-            self._speed.observe(plan, self._clock() - started_s)
-            outputs += self._scheduler.complete(plan, sampled)
-            self._step += 1
-        return StepReport(self._step, tuple(outputs), self._scheduler.take_events(), self.load())
+        """Keep the device busy, then report what its oldest step brought."""
+        expired = self._expire()
+        self._launch()
+        step = self._collect() if self._flights else StepOutputs()
+        return StepReport(
+            self._step,
+            expired + step.outputs,
+            self._scheduler.take_events(),
+            self.load(),
+            step.rows,
+            step.tokens,
+        )
+
+    def _launch(self) -> None:
+        """Plan and launch as many steps as the device takes: where it takes two, one is planned while one runs."""
+        while len(self._flights) < self._runner.facts.max_in_flight:
+            now_s = self._clock()
+            plan = self._scheduler.schedule(now_s)
+            if plan is None:
+                return
+            self._flights.append(_Flight(plan, self._clock(), self._runner.launch(plan)))
+
+    def _collect(self) -> StepOutputs:
+        flight = self._flights.popleft()
+        sampled = flight.pending.wait()
+        now_s = self._clock()
+        self._speed.observe(flight.plan, now_s - max(flight.launched_s, self._collected_s))
+        self._collected_s = now_s
+        if self._speed.prefill_s_per_token:
+            self._scheduler.prefill_s_per_token = self._speed.prefill_s_per_token
+        self._step += 1
+        return self._scheduler.complete(sampled)
 
     def load(self) -> Load:
         return replace(

@@ -9,6 +9,7 @@ from protocol.messages import Submit
 from protocol.model_source import ModelSource
 from protocol.sampling import SamplingParams
 from protocol.tokens import pack_tokens
+from workers.background_runner import BackgroundRunner
 from workers.engine import Engine
 from workers.engine_config import EngineConfig
 from workers.model.cpu_runner import CpuRunner, RunnerConfig
@@ -34,6 +35,7 @@ def build_runner(
         kv_cache_memory_bytes=config.kv_cache_memory_bytes,
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
+        deterministic=config.deterministic,
         load_format=config.load_format,
         seed=config.seed,
     )
@@ -46,6 +48,8 @@ def build_engine(config: EngineConfig, runner: Runner, hash_secret: bytes) -> En
         max_num_batched_tokens=config.max_num_batched_tokens,
         enable_prefix_caching=config.enable_prefix_caching,
     )
+    if config.async_scheduling:
+        runner = BackgroundRunner(runner)
     return Engine(runner, scheduler_config, BlockHasher(hash_secret, runner.facts.block_size))
 
 

@@ -29,6 +29,8 @@ class EngineConfig:
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 2048
     enable_prefix_caching: bool = True
+    deterministic: bool = False  # outputs do not depend on batch, chunks or cache hits, bit for bit
+    async_scheduling: bool = False  # plan step N+1 while a CPU computes N; pays where steps are long
     load_format: str = "auto"
     seed: int = 0
 

@@ -16,8 +16,8 @@ from types import TracebackType
 from protocol.codec import decode, encode
 from protocol.errors import ProtocolError
 from protocol.frames import receive_frame, send_frame
-from workers.runner import Runner, RunnerFacts
-from workers.step_plan import SampledTokens, StepPlan
+from workers.runner import PendingStep, Runner, RunnerFacts
+from workers.step_plan import StepPlan
 
 NONCE_BYTES = 16
 MAX_PROOF_BYTES = 64
@@ -74,11 +74,11 @@ class LeadingRunner:
     def facts(self) -> RunnerFacts:
         return self._own.facts
 
-    def execute(self, plan: StepPlan) -> SampledTokens:
+    def launch(self, plan: StepPlan) -> PendingStep:
         payload = encode(plan)
         for follower in self._followers:
             send_frame(follower, payload)
-        return self._own.execute(plan)
+        return self._own.launch(plan)
 
     def close(self) -> None:
         """The followers see their sockets end, and end."""
@@ -88,7 +88,7 @@ class LeadingRunner:
 
 
 class PlanFollower:
-    """Any other rank's end: executes whatever rank 0 executes."""
+    """Any other rank's end: runs whatever rank 0 launches."""
 
     def __init__(self, host: str, port: int, key: bytes, rank: int, timeout_s: float) -> None:
         self._closed = False
@@ -98,11 +98,11 @@ class PlanFollower:
         self._socket.settimeout(None)
 
     def follow(self, runner: Runner) -> None:
-        """Execute plans until either end is closed."""
+        """Run plans until either end is closed."""
         while (payload := self._receive()) is not None:
             plan = decode(payload)
             assert isinstance(plan, StepPlan), f"rank 0 sent {type(plan).__name__}, not a plan"
-            runner.execute(plan)
+            runner.launch(plan).wait()
 
     def _receive(self) -> bytes | None:
         try:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from protocol.errors import Draining, TrunklineError
 from protocol.messages import Rejected, SequenceOutput, SnapshotChunk, StepFrame, Submit
+from protocol.tokens import pack_tokens
 from workers.engine import Engine, StepReport
 from workers.router_connection import RouterConnection
 
@@ -18,6 +19,9 @@ class RequestLedger:
     def __init__(self) -> None:
         self._owners: dict[str, RouterConnection] = {}
         self._unfinished: dict[str, int] = {}
+        self._row_owners: dict[
+            int, RouterConnection
+        ] = {}  # of the sequence that each row was last announced for
         self._listeners: list[RouterConnection] = []
         self._on_idle: Callable[[], object] | None = None  # set while draining
 
@@ -72,9 +76,30 @@ class RequestLedger:
             owner = self._owners.get(output.request_id)
             if owner is not None:
                 outputs[owner].append(output)
+                if output.row is not None:
+                    self._row_owners[output.row] = owner
                 self._count_down(output)
         for connection, own in outputs.items():
-            connection.post(StepFrame(report.step, tuple(own), report.events, report.load))
+            rows, tokens = self._columns_of(connection, report)
+            connection.post(
+                StepFrame(
+                    report.step,
+                    tuple(own),
+                    report.events,
+                    report.load,
+                    pack_tokens(rows),
+                    pack_tokens(tokens),
+                )
+            )
+
+    def _columns_of(
+        self, connection: RouterConnection, report: StepReport
+    ) -> tuple[Sequence[int], Sequence[int]]:
+        if len(self._listeners) == 1:  # whoever listens alone owns all that runs
+            return report.rows, report.tokens
+        owners = self._row_owners
+        own = [place for place, row in enumerate(report.rows) if owners.get(row) is connection]
+        return [report.rows[at] for at in own], [report.tokens[at] for at in own]
 
     def _count_down(self, output: SequenceOutput) -> None:
         if output.finish_reason is None:

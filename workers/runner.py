@@ -21,14 +21,25 @@ class RunnerFacts:
     max_model_len: int  # tokens
     vocab_size: int
     eos_token_ids: tuple[int, ...]
+    max_in_flight: int = (
+        1  # steps that may be launched before the oldest is collected; 2: host and device overlap
+    )
+
+
+class PendingStep(Protocol):
+    """A step that has been launched."""
+
+    def wait(self) -> SampledTokens:
+        """What it drew, once it has run. Raises what the step raised."""
+        ...
 
 
 class Runner(Protocol):
     @property
     def facts(self) -> RunnerFacts: ...
 
-    def execute(self, plan: StepPlan) -> SampledTokens:
-        """Run one step on every rank. Called by one thread, one plan at a time."""
+    def launch(self, plan: StepPlan) -> PendingStep:
+        """Run one step on every rank, after those launched before it. Called by one thread."""
         ...
 
     def close(self) -> None:

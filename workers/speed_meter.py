@@ -21,8 +21,7 @@ class SpeedMeter:
     decode_step_s: float = 0.0
 
     def observe(self, plan: StepPlan, elapsed_s: float) -> None:
-        num_decodes = sum(len(row.token_ids) == 1 for row in plan.rows)
-        num_prefill_tokens = plan.num_tokens - num_decodes
+        num_decodes, num_prefill_tokens = plan.num_decodes, plan.num_prefill_tokens
         if num_prefill_tokens == 0:
             self.decode_step_s = _blend(self.decode_step_s, elapsed_s)
         elif num_prefill_tokens >= MIN_PREFILL_TOKENS:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 from datetime import timedelta
+from functools import reduce
 from typing import Any
 
 import torch
@@ -20,8 +21,12 @@ from workers.shard import Shard
 class TensorParallelGroup:
     """One rank's end. All ranks call the same methods in the same order."""
 
-    def __init__(self, shard: Shard | None = None, process_group: Any = None) -> None:
+    def __init__(
+        self, shard: Shard | None = None, process_group: Any = None, in_rank_order: bool = False
+    ) -> None:
+        """`in_rank_order`: sums have the same bits wherever in a tensor they stand; slower from three ranks on."""
         self.shard = shard or Shard()
+        self._in_rank_order = in_rank_order
         self._process_group = process_group  # a ProcessGroupGloo, whose stubs lack what it can do
         assert (process_group is None) == (self.size == 1), "several ranks need a process group, one has none"
 
@@ -35,8 +40,12 @@ class TensorParallelGroup:
 
     def all_reduce(self, x: Tensor) -> Tensor:
         """The sum over all ranks, in place."""
-        if self._process_group is not None:
-            self._process_group.allreduce([x]).wait()
+        if self._process_group is None:
+            return x
+        if self._in_rank_order and self.size > 2:  # a sum of two has but one order
+            parts = self._all_gather(x)
+            return reduce(Tensor.add_, parts[1:], x.copy_(parts[0]))
+        self._process_group.allreduce([x]).wait()
         return x
 
     def gather(self, x: Tensor) -> Tensor | None:
@@ -47,14 +56,22 @@ class TensorParallelGroup:
         self._process_group.gather(parts, x.contiguous(), 0).wait()
         return torch.cat(parts, -1) if parts else None
 
+    def broadcast(self, x: Tensor) -> Tensor:
+        """Rank 0's values, in place."""
+        if self._process_group is not None:
+            self._process_group.broadcast(x, 0).wait()
+        return x
+
     def minimum(self, value: int) -> int:
         """The smallest of every rank's values, on all ranks."""
         if self._process_group is None:
             return value
-        own = torch.tensor([value])
-        everybody = [torch.empty_like(own) for _ in range(self.size)]
-        self._process_group.allgather([everybody], [own]).wait()
-        return min(int(each) for each in everybody)
+        return min(int(each) for each in self._all_gather(torch.tensor([value])))
+
+    def _all_gather(self, x: Tensor) -> list[Tensor]:
+        everybody = [torch.empty_like(x) for _ in range(self.size)]
+        self._process_group.allgather([everybody], [x]).wait()
+        return everybody
 
     def close(self) -> None:
         """Close the connections; a rank that waits for this one then fails at once."""
@@ -63,7 +80,9 @@ class TensorParallelGroup:
             self._process_group = None
 
 
-def connect_group(rank: int, size: int, host: str, port: int, timeout_s: float) -> TensorParallelGroup:
+def connect_group(
+    rank: int, size: int, host: str, port: int, timeout_s: float, in_rank_order: bool = False
+) -> TensorParallelGroup:
     """Meet the other ranks at rank 0's `host` and `port`. `timeout_s` also bounds each exchange afterwards."""
     if size == 1:
         return TensorParallelGroup()
@@ -73,7 +92,7 @@ def connect_group(rank: int, size: int, host: str, port: int, timeout_s: float) 
     options = gloo._Options()
     options._devices = [gloo.create_device(hostname=_own_address(host, port))]
     options._timeout = timeout
-    return TensorParallelGroup(Shard(rank, size), gloo(store, rank, size, options))
+    return TensorParallelGroup(Shard(rank, size), gloo(store, rank, size, options), in_rank_order)
 
 
 def _join_store(rank: int, size: int, host: str, port: int, timeout: timedelta) -> TCPStore:

@@ -85,7 +85,9 @@ class Worker:
         set_num_threads(useful_threads(check_model(config.engine, source), config.num_threads))
         size = config.engine.tensor_parallel_size
         host, port = (rendezvous.host, rendezvous.store_port) if rendezvous is not None else (self._host, 0)
-        group = connect_group(config.rank, size, host, port, config.start_timeout_s)
+        group = connect_group(
+            config.rank, size, host, port, config.start_timeout_s, in_rank_order=config.engine.deterministic
+        )
         own = build_runner(config.engine, source, group, on_progress)
         if config.rank > 0 or self._listener is None:
             return own

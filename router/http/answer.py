@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from protocol.messages import TokenLogprob
-from router.http.generate import Delta, Finish, Usage
+from router.http.delta import Delta, Finish, Prompt, Usage
+from router.http.logprobs import Spelling, of_prompt, prompt_logprobs
 from router.text.tokenizer import Tokenizer
 
 Json = dict[str, Any]
@@ -26,39 +27,72 @@ class AnswerHead:
     model: str
 
 
+@dataclass(frozen=True, slots=True)
+class Extras:
+    """What a client wants to see beside the text. Numbers are of alternatives a token; None: no logprobs at all."""
+
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    token_ids: bool = False
+    tokens_as_ids: bool = False
+
+
 @dataclass(slots=True)
 class Choice:
     """One choice so far."""
 
     index: int
+    prompt: Prompt
     texts: list[str] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=list)
+    prompt_logprobs: tuple[TokenLogprob, ...] | None = None
     finish: Finish | None = None
 
-    @property
-    def text(self) -> str:
-        return "".join(self.texts)
+    def add(self, delta: Delta) -> None:
+        self.texts.append(delta.text)
+        self.token_ids.extend(delta.token_ids)
+        self.logprobs.extend(delta.logprobs or ())
+        self.offsets.extend(delta.offsets)
+        self.finish = delta.finish
+        if delta.prompt_logprobs is not None:
+            self.prompt_logprobs = delta.prompt_logprobs
 
     @property
-    def ending(self) -> Json:
-        return ending(self.finish)
+    def merged(self) -> Delta:
+        """As if all of it had come at once."""
+        return Delta(
+            self.index,
+            "".join(self.texts),
+            tuple(self.token_ids),
+            tuple(self.logprobs),
+            self.finish,
+            tuple(self.offsets),
+            self.prompt_logprobs,
+        )
 
 
 class Answer(ABC):
     """Either every delta goes through `chunks`, or every one through `add` and then `whole` is asked for."""
 
-    def __init__(self, head: AnswerHead, tokenizer: Tokenizer, num_choices: int) -> None:
+    def __init__(
+        self, head: AnswerHead, tokenizer: Tokenizer, prompts: Sequence[Prompt], extras: Extras
+    ) -> None:
         self.head = head
-        self.tokenizer = tokenizer
-        self.choices = [Choice(index) for index in range(num_choices)]
+        self.extras = extras
+        self.spelling = Spelling(tokenizer, extras.tokens_as_ids)
+        each = [prompt for prompt in prompts for _ in range(prompt.sampling.n)]
+        self.choices = [Choice(index, prompt) for index, prompt in enumerate(each)]
+        self._silent = set(range(len(each)))  # choices whose first chunk is still to come
 
     def add(self, delta: Delta) -> None:
-        choice = self.choices[delta.choice]
-        choice.texts.append(delta.text)
-        choice.token_ids.extend(delta.token_ids)
-        choice.logprobs.extend(delta.logprobs or ())
-        choice.finish = delta.finish
+        self.choices[delta.choice].add(delta)
+
+    @property
+    def num_scored_tokens(self) -> int:
+        """Tokens whose logprobs it has: they make an answer long."""
+        return sum(len(choice.logprobs) + len(choice.prompt_logprobs or ()) for choice in self.choices)
 
     @abstractmethod
     def chunks(self, delta: Delta) -> Iterator[Json]:
@@ -71,6 +105,23 @@ class Answer(ABC):
     @abstractmethod
     def whole(self, usage: Usage) -> Json:
         """The answer in one piece."""
+
+    def is_first(self, delta: Delta) -> bool:
+        """Whether nothing of its choice has been shown. Says so once."""
+        first = delta.choice in self._silent
+        self._silent.discard(delta.choice)
+        return first
+
+    def about_prompt(self, delta: Delta) -> Json:
+        """What the client asked to see of the prompt itself. `delta` is its choice's first, or all of it."""
+        prompt, shown = self.choices[delta.choice].prompt, {}
+        if self.extras.prompt_logprobs is not None:
+            scored = of_prompt(len(prompt.token_ids), delta.prompt_logprobs, self.extras.prompt_logprobs)
+            shown["prompt_logprobs"] = prompt_logprobs(self.spelling.tokenizer, prompt.token_ids, scored)
+        return shown | ({"prompt_token_ids": prompt.token_ids} if self.extras.token_ids else {})
+
+    def about_tokens(self, delta: Delta) -> Json:
+        return {"token_ids": list(delta.token_ids)} if self.extras.token_ids else {}
 
 
 def ending(finish: Finish | None) -> Json:

@@ -16,8 +16,11 @@ from starlette.types import Receive, Scope, Send
 
 from router.http.answer import Answer, Json, usage_json
 from router.http.api_errors import api_error
-from router.http.generate import Delta, Generations
+from router.http.delta import Delta
+from router.http.generate import Generations
 from router.http.sse import DONE, HEADERS, events, json_bytes
+
+_MANY_SCORED_TOKENS = 1000  # from here on writing takes milliseconds and goes to a thread
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +49,13 @@ class AnswerResponse(Response):
         async with self._generations as running:
             async for delta in running.deltas():
                 self._answer.add(delta)
-        body = json_bytes(self._answer.whole(running.usage))
+        many = self._answer.num_scored_tokens > _MANY_SCORED_TOKENS
+        body = await asyncio.to_thread(self._whole_body) if many else self._whole_body()
         await _start(send, 200, {"content-type": "application/json", **running.headers}, len(body))
         await _write(send, body, last=True)
+
+    def _whole_body(self) -> bytes:
+        return json_bytes(self._answer.whole(self._generations.usage))
 
     async def _send_stream(self, send: Send) -> None:
         async with self._generations as running, aclosing(running.deltas()) as deltas:

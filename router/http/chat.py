@@ -7,13 +7,13 @@ from typing import Any
 
 from protocol.errors import InvalidRequest
 from protocol.sampling import MAX_LOGPROBS
-from router.http.answer import Answer, AnswerHead, Json, ending, usage_json
-from router.http.generate import Delta, Prompt, Usage
+from router.http.answer import Answer, Json, ending, usage_json
+from router.http.delta import Delta, Prompt, Usage
 from router.http.logprobs import chat_logprobs
 from router.http.openai_types import ChatBody, TokenizeBody, message_dicts
 from router.http.request_sampling import sampling_params
 from router.http.serving import Serving
-from router.text.tokenizer import Tokenizer
+from router.text.truncation import truncated
 
 
 async def chat_prompt(serving: Serving, body: ChatBody) -> Prompt:
@@ -24,6 +24,13 @@ async def chat_prompt(serving: Serving, body: ChatBody) -> Prompt:
     if not token_ids:
         raise InvalidRequest("messages must not be empty", param="messages")
     most = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
+    token_ids = truncated(
+        token_ids,
+        body.truncate_prompt_tokens,
+        body.truncation_side,
+        context_tokens=serving.bounds.context_tokens,
+        max_tokens=most,
+    )
     sampling = sampling_params(
         body,
         serving.config.defaults,
@@ -31,6 +38,8 @@ async def chat_prompt(serving: Serving, body: ChatBody) -> Prompt:
         num_prompt_tokens=len(token_ids),
         max_tokens=most,
         logprobs=logprobs,
+        prompt_logprobs=body.prompt_logprobs,
+        bad_word_ids=await serving.bad_word_ids(body.bad_words),
     )
     return Prompt(token_ids, sampling)
 
@@ -70,43 +79,42 @@ def _num_logprobs(body: ChatBody) -> int | None:
 
 
 class ChatAnswer(Answer):
-    def __init__(
-        self, head: AnswerHead, tokenizer: Tokenizer, num_choices: int, *, with_logprobs: bool
-    ) -> None:
-        super().__init__(head, tokenizer, num_choices)
-        self._with_logprobs = with_logprobs
-        self._silent = set(range(num_choices))  # choices whose first chunk is still to come
+    """Each choice's first chunk says who speaks; the answer's very first, what the client asked of the prompt."""
 
     def chunks(self, delta: Delta) -> Iterator[Json]:
-        if delta.choice in self._silent:
-            self._silent.discard(delta.choice)
-            yield self._chunk(delta.choice, {"role": "assistant", "content": ""}, None, ending(None))
-        logprobs = None
-        if self._with_logprobs and delta.logprobs:
-            logprobs = chat_logprobs(self.tokenizer, delta.token_ids, delta.logprobs)
-        if delta.text or logprobs or delta.finish:
+        begins = len(self._silent) == len(self.choices)
+        if self.is_first(delta):
+            role = {"role": "assistant", "content": ""}
+            yield self._chunk(delta, role, None, ending(None)) | (self.about_prompt(delta) if begins else {})
+        logprobs = self._logprobs(delta) if delta.logprobs else None
+        tokens = self.about_tokens(delta) if delta.token_ids else {}
+        if delta.text or logprobs or tokens or delta.finish:
             said = {"content": delta.text} if delta.text else {}
-            yield self._chunk(delta.choice, said, logprobs, ending(delta.finish))
+            yield self._chunk(delta, said, logprobs, ending(delta.finish) | tokens)
 
     def usage_chunk(self, usage: Usage) -> Json:
         return self._object("chat.completion.chunk", []) | {"usage": usage_json(usage)}
 
     def whole(self, usage: Usage) -> Json:
-        choices = [
-            {
-                "index": choice.index,
-                "message": {"role": "assistant", "content": choice.text, "refusal": None},
-                "logprobs": chat_logprobs(self.tokenizer, choice.token_ids, choice.logprobs)
-                if self._with_logprobs
-                else None,
-                **choice.ending,
-            }
-            for choice in self.choices
-        ]
-        return self._object("chat.completion", choices) | {"usage": usage_json(usage)}
+        answer = self._object("chat.completion", [self._choice(choice.merged) for choice in self.choices])
+        return answer | self.about_prompt(self.choices[0].merged) | {"usage": usage_json(usage)}
 
-    def _chunk(self, index: int, delta: Json, logprobs: Json | None, end: Json) -> Json:
-        choice = {"index": index, "delta": delta, "logprobs": logprobs, **end}
+    def _choice(self, delta: Delta) -> Json:
+        return {
+            "index": delta.choice,
+            "message": {"role": "assistant", "content": delta.text, "refusal": None},
+            "logprobs": self._logprobs(delta),
+            **ending(delta.finish),
+            **self.about_tokens(delta),
+        }
+
+    def _logprobs(self, delta: Delta) -> Json | None:
+        if self.extras.logprobs is None:
+            return None
+        return chat_logprobs(self.spelling, delta.token_ids, delta.logprobs or ())
+
+    def _chunk(self, delta: Delta, said: Json, logprobs: Json | None, more: Json) -> Json:
+        choice = {"index": delta.choice, "delta": said, "logprobs": logprobs, **more}
         return self._object("chat.completion.chunk", [choice])
 
     def _object(self, kind: str, choices: Sequence[Json]) -> Json:

@@ -6,14 +6,18 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from protocol.errors import InvalidRequest
-from protocol.sampling import MAX_LOGPROBS
-from router.http.answer import Answer, AnswerHead, Json, ending, usage_json
-from router.http.generate import Delta, Prompt, Usage
-from router.http.logprobs import completion_logprobs
+from protocol.sampling import MAX_LOGPROBS, SamplingParams
+from router.http.answer import Answer, Json, ending, usage_json
+from router.http.delta import Delta, Prompt, Usage
+from router.http.logprobs import completion_logprobs, of_prompt
 from router.http.openai_types import CompletionBody
 from router.http.request_sampling import check_token_ids, completion_max_tokens, sampling_params
 from router.http.serving import Serving
+from router.text.token_offsets import token_offsets
 from router.text.tokenizer import Tokenizer
+from router.text.truncation import truncated
+
+_REPLACEMENT = "\ufffd"
 
 
 async def completion_prompts(serving: Serving, body: CompletionBody) -> list[Prompt]:
@@ -23,41 +27,70 @@ async def completion_prompts(serving: Serving, body: CompletionBody) -> list[Pro
     limit = serving.config.max_sequences
     if len(given) * (body.n or 1) > limit:
         raise InvalidRequest(f"prompts times n must be at most {limit}", param="prompt")
-    return [await _prompt(serving, body, each) for each in given]
+    bad_word_ids = await serving.bad_word_ids(body.bad_words)
+    return [await _prompt(serving, body, each, bad_word_ids) for each in given]
 
 
-async def _prompt(serving: Serving, body: CompletionBody, given: str | list[int]) -> Prompt:
-    if isinstance(given, str):
-        text = given
-        token_ids = await serving.encode(text, body.add_special_tokens is not False)
-    else:
-        check_token_ids(given, serving.tokenizer.vocab_size, "prompt")
-        token_ids = given
-        text = serving.tokenizer.decode(given) if body.echo else ""
-    if not given or not token_ids:
-        raise InvalidRequest("prompt must not be empty", param="prompt")
+async def _prompt(
+    serving: Serving,
+    body: CompletionBody,
+    given: str | list[int],
+    bad_word_ids: tuple[tuple[int, ...], ...],
+) -> Prompt:
+    all_ids = await _token_ids(serving, body, given)
+    max_tokens = completion_max_tokens(body)
+    token_ids = truncated(
+        all_ids,
+        body.truncate_prompt_tokens,
+        body.truncation_side,
+        context_tokens=serving.bounds.context_tokens,
+        max_tokens=max_tokens,
+    )
     sampling = sampling_params(
         body,
         serving.config.defaults,
         serving.bounds,
         num_prompt_tokens=len(token_ids),
-        max_tokens=completion_max_tokens(body),
+        max_tokens=max_tokens,
         logprobs=body.logprobs,
+        prompt_logprobs=_num_scored(body),
+        bad_word_ids=bad_word_ids,
+        scores_only=bool(body.echo),
     )
-    return Prompt(token_ids, sampling, text if body.echo else "")
+    if not body.echo:
+        return Prompt(token_ids, sampling)
+    whole_text = given if isinstance(given, str) and len(token_ids) == len(all_ids) else None
+    return Prompt(token_ids, sampling, whole_text or _decoded(serving.tokenizer, token_ids, sampling))
+
+
+async def _token_ids(serving: Serving, body: CompletionBody, given: str | list[int]) -> list[int]:
+    if isinstance(given, str):
+        token_ids = await serving.encode(given, body.add_special_tokens is not False)
+    else:
+        token_ids = given
+        check_token_ids(token_ids, serving.tokenizer.vocab_size, "prompt")
+    if not given or not token_ids:
+        raise InvalidRequest("prompt must not be empty", param="prompt")
+    return token_ids
+
+
+def _decoded(tokenizer: Tokenizer, token_ids: list[int], sampling: SamplingParams) -> str:
+    """The text of token ids. An unfinished character at its end belongs to the tokens that complete it."""
+    text = tokenizer.decode(token_ids, sampling.skip_special_tokens)
+    return text.rstrip(_REPLACEMENT) if sampling.max_tokens else text
+
+
+def _num_scored(body: CompletionBody) -> int | None:
+    """Alternatives for every prompt token: asked for by name, or by an echo whose logprobs are wanted."""
+    asked = (body.prompt_logprobs, body.logprobs if body.echo else None)
+    return max((width for width in asked if width is not None), default=None)
 
 
 def _check(serving: Serving, body: CompletionBody) -> None:
-    if body.logprobs is not None and not 0 <= body.logprobs <= MAX_LOGPROBS:
-        raise InvalidRequest(
-            f"logprobs must be between 0 and {MAX_LOGPROBS}, not {body.logprobs}", param="logprobs"
-        )
-    if body.echo and body.logprobs is not None:
-        raise InvalidRequest("echo together with logprobs is not served by this version", param="echo")
-    if body.max_tokens == 0 and body.echo:
-        raise InvalidRequest(
-            "max_tokens 0 (only score the prompt) is not served by this version", param="echo"
-        )
+    for name in ("logprobs", "prompt_logprobs"):
+        width = getattr(body, name)
+        if width is not None and not 0 <= width <= MAX_LOGPROBS:
+            raise InvalidRequest(f"{name} must be between 0 and {MAX_LOGPROBS}, not {width}", param=name)
     if body.best_of is not None and body.best_of != (body.n or 1):
         raise InvalidRequest("best_of is not served: leave it out, or set it to n", param="best_of")
     serving.check_model(body.model)
@@ -71,50 +104,51 @@ def _prompt_list(prompt: Any) -> Sequence[str | list[int]]:
 
 
 class CompletionAnswer(Answer):
-    """`echoes` has one text per choice, put in front of it."""
-
-    def __init__(
-        self,
-        head: AnswerHead,
-        tokenizer: Tokenizer,
-        num_choices: int,
-        *,
-        with_logprobs: bool,
-        echoes: Sequence[str],
-    ) -> None:
-        super().__init__(head, tokenizer, num_choices)
-        self._with_logprobs = with_logprobs
-        self._echoes = list(echoes)
-        self._offsets = [0] * num_choices
+    """An echoed prompt is part of its choices: it comes in front, with its tokens where logprobs were asked for."""
 
     def chunks(self, delta: Delta) -> Iterator[Json]:
-        text = self._echoes[delta.choice] + delta.text
-        self._echoes[delta.choice] = ""
-        logprobs = None
-        if self._with_logprobs and delta.logprobs:
-            logprobs, self._offsets[delta.choice] = completion_logprobs(
-                self.tokenizer, delta.token_ids, delta.logprobs, self._offsets[delta.choice]
-            )
-        if text or logprobs or delta.finish:
-            choice = {"index": delta.choice, "text": text, "logprobs": logprobs, **ending(delta.finish)}
+        first = self.is_first(delta)
+        choice = self._choice(delta, first)
+        if choice["logprobs"] and not choice["logprobs"]["tokens"]:
+            choice["logprobs"] = None
+        optional = ("text", "logprobs", "finish_reason", "token_ids", "prompt_token_ids", "prompt_logprobs")
+        if any(choice.get(name) for name in optional):
             yield self._object([choice])
 
     def usage_chunk(self, usage: Usage) -> Json:
         return self._object([]) | {"usage": usage_json(usage)}
 
     def whole(self, usage: Usage) -> Json:
-        choices = [
-            {
-                "index": choice.index,
-                "text": self._echoes[choice.index] + choice.text,
-                "logprobs": completion_logprobs(self.tokenizer, choice.token_ids, choice.logprobs, 0)[0]
-                if self._with_logprobs
-                else None,
-                **choice.ending,
-            }
-            for choice in self.choices
-        ]
+        choices = [self._choice(choice.merged, first=True) for choice in self.choices]
         return self._object(choices) | {"usage": usage_json(usage)}
+
+    def _choice(self, delta: Delta, first: bool) -> Json:
+        """`first`: with what belongs in front of a choice's generated part."""
+        echo = self.choices[delta.choice].prompt.echo if first else None
+        return {
+            "index": delta.choice,
+            "text": (echo or "") + delta.text,
+            "logprobs": None if self.extras.logprobs is None else self._logprobs(delta, first),
+            **ending(delta.finish),
+            **(self.about_prompt(delta) if first else {}),
+            **self.about_tokens(delta),
+        }
+
+    def _logprobs(self, delta: Delta, first: bool) -> Json:
+        """Columns of the delta's tokens, behind those of the echoed prompt."""
+        prompt = self.choices[delta.choice].prompt
+        begin = len(prompt.echo or "")
+        offsets = [begin + offset for offset in delta.offsets]
+        logprobs = list(delta.logprobs or ())
+        if not first or prompt.echo is None:
+            return completion_logprobs(self.spelling, delta.token_ids, logprobs, offsets)
+        pieces = map(self.spelling.tokenizer.token_bytes, prompt.token_ids)
+        return completion_logprobs(
+            self.spelling,
+            [*prompt.token_ids, *delta.token_ids],
+            [*of_prompt(len(prompt.token_ids), delta.prompt_logprobs, self.extras.logprobs or 0), *logprobs],
+            [*token_offsets(prompt.echo, pieces), *offsets],
+        )
 
     def _object(self, choices: list[Json]) -> Json:
         head = self.head

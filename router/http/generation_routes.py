@@ -9,11 +9,12 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from protocol.errors import InvalidRequest
-from router.http.answer import Answer, AnswerHead
+from router.http.answer import Answer, AnswerHead, Extras
 from router.http.answer_response import AnswerResponse, StreamStyle
 from router.http.chat import ChatAnswer, chat_prompt
 from router.http.completions import CompletionAnswer, completion_prompts
-from router.http.generate import Asked, Generations, Prompt
+from router.http.delta import Prompt
+from router.http.generate import Asked, Generations
 from router.http.openai_types import ChatBody, CompletionBody, GenerationBody, parse_body
 from router.http.request_body import read_body
 from router.http.route_schemas import takes
@@ -39,13 +40,8 @@ async def _complete(serving: Serving, request: Request) -> Response:
     body = parse_body(CompletionBody, await read_body(request, serving.config.max_body_bytes))
     style = _style(body)
     prompts = await completion_prompts(serving, body)
-    answer = CompletionAnswer(
-        _head(serving, request, body, "cmpl"),
-        serving.tokenizer,
-        sum(prompt.sampling.n for prompt in prompts),
-        with_logprobs=body.logprobs is not None,
-        echoes=[prompt.text for prompt in prompts for _ in range(prompt.sampling.n)],
-    )
+    head = _head(serving, request, body, "cmpl")
+    answer = CompletionAnswer(head, serving.tokenizer, prompts, _extras(body, body.logprobs))
     return _response(serving, request, body, prompts, answer, style, arrived_at)
 
 
@@ -54,19 +50,28 @@ async def _chat(serving: Serving, request: Request) -> Response:
     body = parse_body(ChatBody, await read_body(request, serving.config.max_body_bytes))
     style = _style(body)
     prompt = await chat_prompt(serving, body)
-    answer = ChatAnswer(
-        _head(serving, request, body, "chatcmpl"),
-        serving.tokenizer,
-        prompt.sampling.n,
-        with_logprobs=bool(body.logprobs),
-    )
+    head = _head(serving, request, body, "chatcmpl")
+    answer = ChatAnswer(head, serving.tokenizer, [prompt], _extras(body, prompt.sampling.logprobs))
     return _response(serving, request, body, [prompt], answer, style, arrived_at)
 
 
 def _style(body: GenerationBody) -> StreamStyle | None:
     if body.stream_options is not None and not body.streams:
         raise InvalidRequest("stream_options needs stream to be true", param="stream_options")
+    if body.streams and body.prompt_logprobs:
+        raise InvalidRequest(
+            "prompt_logprobs other than 0 do not come in a stream: leave out stream", param="prompt_logprobs"
+        )
     return StreamStyle(body.includes_usage, body.continuous_usage) if body.streams else None
+
+
+def _extras(body: GenerationBody, logprobs: int | None) -> Extras:
+    return Extras(
+        logprobs=logprobs,
+        prompt_logprobs=body.prompt_logprobs,
+        token_ids=bool(body.return_token_ids),
+        tokens_as_ids=bool(body.return_tokens_as_token_ids),
+    )
 
 
 def _head(serving: Serving, request: Request, body: GenerationBody, prefix: str) -> AnswerHead:

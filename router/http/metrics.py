@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from protocol.events import GPU
 from protocol.membership import ReplicaState
 from protocol.messages import Load
 from router.http.request_metrics import RequestMetrics
@@ -65,6 +66,7 @@ _COUNTERS: tuple[tuple[str, str, Callable[[RouterCounters], int]], ...] = (
         lambda it: it.best_available_cached_tokens,
     ),
 )
+_MISS_REASONS = ("below_block", "bypassed", "evicted", "absent")
 
 
 class RouterMetrics:
@@ -115,6 +117,7 @@ class _RouterCollector(Collector):
             if load is not None:
                 preemptions.add_metric([self._model, status.replica_id], load.num_preemptions)
         yield preemptions
+        yield from self._cache(reported)
         yield self._gauges(
             "replica_ready",
             "1: the replica can be sent requests.",
@@ -130,6 +133,28 @@ class _RouterCollector(Collector):
             "Blocks of the replica that the router's index holds.",
             [(status, status.num_indexed_blocks) for status in replicas],
         )
+
+    def _cache(self, reported: list[tuple[ReplicaStatus, Load | None]]) -> Iterator[Metric]:
+        """Prompt tokens as counters, never a rate: a hit rate is a quotient of increases."""
+        labels = ["model_name", "engine"]
+        hit = CounterMetricFamily(
+            "trunkline_prefix_cache_hit_tokens",
+            "Prompt tokens found in the prefix cache, by tier.",
+            labels=[*labels, "tier"],
+        )
+        missed = CounterMetricFamily(
+            "trunkline_prefix_cache_miss_tokens",
+            "Prompt tokens computed, by why: below_block (no full block holds them), bypassed, evicted, absent.",
+            labels=[*labels, "reason"],
+        )
+        for status, load in reported:
+            if load is None:
+                continue
+            engine, cache = [self._model, status.replica_id], load.cache
+            hit.add_metric([*engine, GPU], cache.hit)
+            for reason in _MISS_REASONS:
+                missed.add_metric([*engine, reason], getattr(cache, reason))
+        yield from (hit, missed)
 
     def _gauges(self, name: str, text: str, values: list[tuple[ReplicaStatus, float]]) -> Metric:
         family = GaugeMetricFamily(f"trunkline_{name}", text, labels=["model_name", "engine"])

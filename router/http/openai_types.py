@@ -7,7 +7,7 @@ that nobody believes to have got what they asked for. Ranges are `request_sampli
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -59,6 +59,12 @@ class GenerationBody(Body):
     include_stop_str_in_output: bool | None = None
     logit_bias: dict[str, float] | None = None
     allowed_token_ids: TokenIds | None = None
+    bad_words: Texts | None = None
+    prompt_logprobs: int | None = None
+    truncate_prompt_tokens: int | None = None
+    truncation_side: Literal["left", "right"] | None = None
+    return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
     add_special_tokens: bool | None = None
     user: str | None = None
     cache_salt: Annotated[str, Field(min_length=1, max_length=1024)] | None = None

@@ -23,12 +23,8 @@ _IDLE: Mapping[str, tuple[Any, ...]] = {  # parameter -> values beside `_NOTHING
     "tool_choice": ("none", "auto"),
     "functions": (),
     "function_call": ("none", "auto"),
-    "bad_words": (),
     # scoring
-    "prompt_logprobs": (),
     "logprob_token_ids": (),
-    "return_tokens_as_token_ids": (),
-    "return_token_ids": (),
     "return_prompt_text": (),
     # other ways to decode
     "suffix": (),
@@ -40,7 +36,6 @@ _IDLE: Mapping[str, tuple[Any, ...]] = {  # parameter -> values beside `_NOTHING
     "prediction": (),
     # prompts
     "prompt_embeds": (),
-    "truncate_prompt_tokens": (),
     "chat_template": (),
     "mm_processor_kwargs": (),
     "modalities": (["text"],),

@@ -48,7 +48,9 @@ class RequestMetrics:
             "request_generation_tokens", "Generated tokens of a request.", _LENGTHS
         )
         self.choices = histogram("request_params_n", "The n that requests asked for.", _CHOICES)
-        self.prompt_tokens = counter("prompt_tokens", "Prompt tokens of requests that got a token.")
+        self.prompt_tokens = counter(
+            "prompt_tokens", "Prompt tokens of requests that got a token or a score."
+        )
         self.cached_tokens = counter("prefix_cache_hits", "Prompt tokens that were found in a cache.")
         self.queried_tokens = counter(
             "prefix_cache_queries", "Prompt tokens that were looked for in a cache."
@@ -80,6 +82,7 @@ class RequestTiming:
         self._last: list[float | None] = [None] * num_choices  # when each sequence got tokens
         self._num_tokens = 0
         self._num_open = num_choices
+        self._prompt_counted = False
 
     def arrived(self) -> None:
         """Called once, first."""
@@ -91,7 +94,8 @@ class RequestTiming:
         if count == 0:
             return
         if self._num_tokens == 0:
-            self._first(num_cached_tokens, now)
+            self._metrics.time_to_first_token.observe(now - self._began)
+            self.computed(num_cached_tokens)
         self._num_tokens += count
         self._metrics.generation_tokens.inc(count)
         last = self._last[index]
@@ -99,6 +103,17 @@ class RequestTiming:
         if last is not None:
             for _ in range(count):
                 self._metrics.inter_token_latency.observe((now - last) / count)
+
+    def computed(self, num_cached_tokens: int) -> None:
+        """The prompt is done: with its first token, or without one where it was only to be scored."""
+        if self._prompt_counted:
+            return
+        self._prompt_counted = True
+        metrics = self._metrics
+        metrics.prompt_lengths.observe(self._num_prompt_tokens)
+        metrics.prompt_tokens.inc(self._num_prompt_tokens)
+        metrics.queried_tokens.inc(self._num_prompt_tokens)
+        metrics.cached_tokens.inc(num_cached_tokens)
 
     def finished(self, reason: str, now: float) -> None:
         """One sequence ended as it should."""
@@ -113,11 +128,3 @@ class RequestTiming:
         self._metrics.in_flight.dec()
         for _ in range(self._num_open):
             self._metrics.ended("abort")
-
-    def _first(self, num_cached_tokens: int, now: float) -> None:
-        metrics = self._metrics
-        metrics.time_to_first_token.observe(now - self._began)
-        metrics.prompt_lengths.observe(self._num_prompt_tokens)
-        metrics.prompt_tokens.inc(self._num_prompt_tokens)
-        metrics.queried_tokens.inc(self._num_prompt_tokens)
-        metrics.cached_tokens.inc(num_cached_tokens)

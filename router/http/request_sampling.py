@@ -36,6 +36,9 @@ _PLAIN_FIELDS = (
     "skip_special_tokens",
     "spaces_between_special_tokens",
     "include_stop_str_in_output",
+    "bad_words",
+    "truncate_prompt_tokens",
+    "truncation_side",
 )
 
 
@@ -80,8 +83,14 @@ def sampling_params(
     num_prompt_tokens: int,
     max_tokens: int | None,
     logprobs: int | None,
+    prompt_logprobs: int | None = None,
+    bad_word_ids: tuple[tuple[int, ...], ...] = (),
+    scores_only: bool = False,
 ) -> SamplingParams:
-    """`max_tokens` None: the rest of the context. Raises InvalidRequest and ContextLengthExceeded."""
+    """`max_tokens` None: the rest of the context; 0 is for a prompt that is only scored.
+
+    Raises InvalidRequest and ContextLengthExceeded.
+    """
     chosen = {name: getattr(body, name) for name in _PLAIN_FIELDS}
     for name in SamplingDefaults.__dataclass_fields__:
         chosen[name] = chosen[name] if chosen[name] is not None else getattr(defaults, name)
@@ -89,12 +98,16 @@ def sampling_params(
         chosen["top_k"] = min(chosen["top_k"], bounds.vocab_size)  # no more can be told apart
     return SamplingParams(
         **{name: value for name, value in chosen.items() if value is not None},
-        max_tokens=_fitting(num_prompt_tokens, max_tokens, bounds.context_tokens),
+        max_tokens=_fitting(
+            num_prompt_tokens, max_tokens, bounds.context_tokens, least=0 if scores_only else 1
+        ),
         seed=secrets.randbits(_SEED_BITS) if body.seed is None else body.seed,
         stop_token_ids=_known_ids(body.stop_token_ids, "stop_token_ids", bounds.vocab_size),
         allowed_token_ids=_allowed_ids(body.allowed_token_ids, bounds.vocab_size),
         logit_bias=_bias(body.logit_bias, bounds.vocab_size),
         logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
+        bad_word_ids=bad_word_ids,
     )
 
 
@@ -108,11 +121,11 @@ def check_token_ids(token_ids: list[int], vocab_size: int, param: str) -> None:
         raise InvalidRequest(f"{param}: token ids must be between 0 and {vocab_size - 1}", param=param)
 
 
-def _fitting(num_prompt_tokens: int, max_tokens: int | None, context_tokens: int) -> int:
+def _fitting(num_prompt_tokens: int, max_tokens: int | None, context_tokens: int, least: int) -> int:
     rest = context_tokens - num_prompt_tokens
-    if max_tokens is not None and max_tokens < 1:
-        raise InvalidRequest(f"max_tokens must be at least 1, not {max_tokens}", param="max_tokens")
-    if rest < (max_tokens or 1):
+    if max_tokens is not None and max_tokens < least:
+        raise InvalidRequest(f"max_tokens must be at least {least}, not {max_tokens}", param="max_tokens")
+    if rest < (1 if max_tokens is None else max_tokens):
         wanted = "" if max_tokens is None else f" and max_tokens {max_tokens}"
         raise ContextLengthExceeded(
             f"this model's context is {context_tokens} tokens, but the prompt has {num_prompt_tokens}{wanted}: "

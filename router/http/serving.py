@@ -6,11 +6,13 @@ import asyncio
 from dataclasses import dataclass
 
 from protocol.errors import Draining, ModelNotFound, NoReplica
+from protocol.sampling import SamplingParams
 from router.http.api_config import ApiConfig
 from router.http.auth import Authenticator
 from router.http.metrics import RouterMetrics
 from router.http.request_router import RequestRouter
 from router.http.request_sampling import Bounds
+from router.text.bad_words import bad_word_ids
 from router.text.tokenizer import Tokenizer
 
 _LONG_CHARACTERS = 4096  # from here on tokenizing takes milliseconds and goes to a thread
@@ -56,3 +58,12 @@ class Serving:
         if len(text) < _LONG_CHARACTERS:
             return self.tokenizer.encode(text, add_special_tokens)
         return await asyncio.to_thread(self.tokenizer.encode, text, add_special_tokens)
+
+    async def bad_word_ids(self, words: list[str] | None) -> tuple[tuple[int, ...], ...]:
+        """Every spelling of every word. Raises InvalidRequest."""
+        if not words:
+            return ()
+        SamplingParams(
+            bad_words=tuple(words)
+        )  # refuses too many or too long ones before there is work for them
+        return await asyncio.to_thread(bad_word_ids, words, self.tokenizer)

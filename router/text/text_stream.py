@@ -28,10 +28,11 @@ class TextStream:
         if not sampling.ignore_eos:
             self._end_ids |= frozenset(tokenizer.eos_token_ids)
         self._min_tokens = sampling.min_tokens
-        self._characters = _Characters(tokenizer, sampling.skip_special_tokens, prompt_token_ids)
+        self._characters = _Characters(tokenizer, sampling, prompt_token_ids)
         self._stops = _StopStrings(sampling.stop, sampling.include_stop_str_in_output)
         self._emitted: list[str] = []
         self.num_tokens = 0
+        self.num_characters = 0  # decoded so far, held back or not: where the next token's text begins
 
     @property
     def text(self) -> str:
@@ -52,6 +53,7 @@ class TextStream:
             if token_id in self._end_ids and not self._include_stop:
                 continue
             new = self._characters.push(token_id)
+            self.num_characters += len(new)
             parts.append(self._stops.push(new, armed=self.num_tokens >= self._min_tokens))
         return self._emit("".join(parts))
 
@@ -68,43 +70,53 @@ class TextStream:
 
 
 class _Characters:
-    """Decodes a short window: `context`, whose text is out already, and `held`, whose text is not.
+    """Decodes a short window: `context`, whose text is out already, and `held`, whose text is not, or not all.
 
     Some decoders treat a text's first token differently (they drop its leading space), hence the context.
     """
 
-    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool, prompt: Sequence[int]) -> None:
+    def __init__(self, tokenizer: Tokenizer, sampling: SamplingParams, prompt: Sequence[int]) -> None:
         self._tokenizer = tokenizer
-        self._invisible = tokenizer.special_ids if skip_special_tokens else frozenset()
+        self._spaces = sampling.spaces_between_special_tokens
+        self._invisible = tokenizer.special_ids if sampling.skip_special_tokens else frozenset()
         self._context = self._tail([id for id in prompt[-_CONTEXT_TOKENS:] if id not in self._invisible])
         # A prompt may end inside a character, which the first tokens then complete: that one is ours to show.
         self._context_text = self._decode(self._context).rstrip(_REPLACEMENT)
         self._held: list[int] = []
+        self._num_shown = 0  # characters of what is held that are out already
 
     def push(self, token_id: int) -> str:
         """The text that one more token completes, maybe none."""
         if token_id in self._invisible:
             return ""
         self._held.append(token_id)
-        text = self._decode(self._context + self._held)
-        new = text[len(self._context_text) :]
+        new = self._held_text(len(self._held))[self._num_shown :]
         if new and not new.endswith(_REPLACEMENT):
             return self._advance(len(self._held), new)
         if len(self._held) < _MAX_HELD_TOKENS:
-            return ""
-        sure = self._held[:-_UNFINISHED_TOKENS]
-        return self._advance(len(sure), self._decode(self._context + sure)[len(self._context_text) :])
+            whole = new.rstrip(_REPLACEMENT)  # a token may end one character and begin the next
+            self._num_shown += len(whole)
+            return whole
+        num_sure = len(self._held) - _UNFINISHED_TOKENS
+        sure = self._held_text(num_sure)
+        num_ahead = max(0, self._num_shown - len(sure))
+        new = self._advance(num_sure, sure[self._num_shown :])
+        self._num_shown = num_ahead
+        return new
 
     def flush(self) -> str:
         """Whatever is held, unfinished characters as replacement characters."""
         if not self._held:
             return ""
-        text = self._decode(self._context + self._held)[len(self._context_text) :]
-        return self._advance(len(self._held), text)
+        return self._advance(len(self._held), self._held_text(len(self._held))[self._num_shown :])
+
+    def _held_text(self, count: int) -> str:
+        return self._decode(self._context + self._held[:count])[len(self._context_text) :]
 
     def _advance(self, count: int, new: str) -> str:
         self._context, self._held = self._held[:count], self._held[count:]
         self._context_text = self._decode(self._context)
+        self._num_shown = 0
         return new
 
     def _tail(self, token_ids: list[int]) -> list[int]:
@@ -114,6 +126,8 @@ class _Characters:
         return token_ids
 
     def _decode(self, token_ids: list[int]) -> str:
+        if not self._spaces and not self._invisible:
+            return self._tokenizer.decode_close(token_ids)
         return self._tokenizer.decode(token_ids, skip_special_tokens=False)
 
 

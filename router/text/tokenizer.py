@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,10 @@ class Tokenizer:
         self._backend = backend
         self._added = {id: token.content for id, token in backend.get_added_tokens_decoder().items()}
         self._byte_level = _is_byte_level(backend)
+        self._bytes: dict[
+            int, bytes
+        ] = {}  # as far as they were asked for: logprobs name the same tokens again
+        self._texts: dict[int, str] = {}
         self.special_ids = frozenset(
             id for id, token in backend.get_added_tokens_decoder().items() if token.special
         )
@@ -71,17 +76,42 @@ class Tokenizer:
         text: str = self._backend.decode(token_ids, skip_special_tokens=skip_special_tokens)
         return text
 
+    def decode_close(self, token_ids: Sequence[int]) -> str:
+        """With special tokens shown, and no space around them but what tokens themselves have.
+
+        Some decoders put a space between any two tokens, others none: they decode the runs between special tokens.
+        """
+        parts: list[str] = []
+        for special, group in groupby(token_ids, self.special_ids.__contains__):
+            run = list(group)
+            if special:
+                parts += map(self.token_text, run)
+                continue
+            text = self.decode(run, skip_special_tokens=False)
+            dropped = bool(parts) and self.token_bytes(run[0]).startswith(b" ") and not text.startswith(" ")
+            parts.append(f" {text}" if dropped else text)  # a decoder may take a run for the text's beginning
+        return "".join(parts)
+
     def token_bytes(self, token_id: int) -> bytes:
         """Exactly what one token stands for; empty for an id that the vocabulary does not have."""
+        known = self._bytes.get(token_id)
+        if known is None:
+            known = self._bytes[token_id] = self._spelled(token_id)
+        return known
+
+    def token_text(self, token_id: int) -> str:
+        """One token for human eyes; half a character shows as a replacement character."""
+        known = self._texts.get(token_id)
+        if known is None:
+            known = self._texts[token_id] = self.token_bytes(token_id).decode(errors="replace")
+        return known
+
+    def _spelled(self, token_id: int) -> bytes:
         added = self._added.get(token_id)
         if added is not None:
             return added.encode()
         piece: str | None = self._backend.id_to_token(token_id)
         return b"" if piece is None else token_bytes(piece, self._byte_level)
-
-    def token_text(self, token_id: int) -> str:
-        """One token for human eyes; half a character shows as a replacement character."""
-        return self.token_bytes(token_id).decode(errors="replace")
 
     def apply_chat_template(
         self,
@@ -132,6 +162,10 @@ def _convert_with_transformers(directory: Path) -> tokenizers.Tokenizer:
     backend = getattr(loaded, "backend_tokenizer", None)
     if not isinstance(backend, tokenizers.Tokenizer):
         raise UnsupportedModel(f"the tokenizer of {directory} cannot be converted to tokenizer.json")
+    if not backend.get_vocab_size(with_added_tokens=False):  # which is what no files at all come to
+        raise UnsupportedModel(
+            f"{directory} holds no tokenizer: fetch its tokenizer.json, or vocab and merges"
+        )
     return backend
 
 

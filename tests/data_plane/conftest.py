@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import pytest
@@ -17,7 +17,8 @@ from protocol.frames import frame, read_frame
 from protocol.handshake import ReplicaFacts, greet_replica
 from protocol.messages import Identity, Ping, Pong, SequenceOutput, SnapshotChunk, StepFrame, Submit
 from protocol.sampling import SamplingParams
-from protocol.tokens import pack_tokens
+from protocol.token_rows import TokenRows
+from protocol.tokens import pack_tokens, unpack_tokens
 from workers.engine import Engine
 from workers.runner import RunnerFacts
 from workers.scheduling.scheduler import SchedulerConfig
@@ -40,16 +41,24 @@ class CountingRunner:
     holds_from: int = 0
     fails_at: int | None = None
     closed: bool = False
+    newest: dict[int, int] = field(default_factory=dict)  # token of each row
 
     def __post_init__(self) -> None:
         self.gate.set()
 
-    def execute(self, plan: StepPlan) -> SampledTokens:
+    def launch(self, plan: StepPlan) -> SampledTokens:
         assert plan.step < self.holds_from or self.gate.wait(30), "the test never opened the gate"
         if self.fails_at is not None and plan.step >= self.fails_at:
             raise RuntimeError("the device is on fire")
-        tokens = tuple(row.token_ids[-1] + 1 for row in plan.rows if row.sample)
-        return SampledTokens(tokens, (None,) * len(tokens))
+        return SampledTokens(self._count_on(plan))
+
+    def _count_on(self, plan: StepPlan) -> list[int]:
+        last = {chunk.row: unpack_tokens(chunk.token_ids)[-1] for chunk in plan.chunks if chunk.sample}
+        rows = [*unpack_tokens(plan.decode_rows), *last]
+        self.newest.update(last)
+        for row in rows:
+            self.newest[row] += 1
+        return [self.newest[row] for row in rows]
 
     def close(self) -> None:
         self.closed = True
@@ -61,6 +70,7 @@ class FakeRouter:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
         self.writer = writer
+        self.rows = TokenRows()
 
     def send(self, message: object) -> None:
         self.writer.write(frame(encode(message)))
@@ -68,7 +78,13 @@ class FakeRouter:
     async def receive(self) -> Any:
         async with asyncio.timeout(20):
             payload = await read_frame(self.reader)
-        return None if payload is None else decode(payload)
+        message = None if payload is None else decode(payload)
+        return self._expanded(message) if isinstance(message, StepFrame) else message
+
+    def _expanded(self, step: StepFrame) -> StepFrame:
+        """With every token in its outputs."""
+        outputs = self.rows.expand(step.outputs, unpack_tokens(step.rows), unpack_tokens(step.tokens))
+        return replace(step, outputs=tuple(outputs), rows=b"", tokens=b"")
 
     async def until(self, kind: type[T], accept: Callable[[T], bool] = lambda message: True) -> T:
         """The next message of a kind that is accepted; others are passed over."""

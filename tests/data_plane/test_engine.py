@@ -11,6 +11,7 @@ import pytest
 from protocol.block_hash import BlockHasher
 from protocol.errors import ContextLengthExceeded
 from protocol.messages import FinishReason, Submit
+from protocol.token_rows import TokenRows
 from workers.engine import Engine
 from workers.engine_builder import warm_up
 from workers.scheduling.scheduler import SchedulerConfig
@@ -66,9 +67,10 @@ def test_only_what_can_still_run_of_a_moved_request_is_awaited(runner: Any, subm
     engine = engine_on(runner, Clock())
     moved = replace(submit(n=3), generated=(b"\x14\0\0\0", b"", b""), finished=(1,))
     engine.submit(moved)
-    outputs = []
+    outputs, rows = [], TokenRows()
     while engine.has_work:
-        outputs += engine.step().outputs
+        report = engine.step()
+        outputs += rows.expand(report.outputs, report.rows, report.tokens)
     tokens = {
         index: [token for output in outputs if output.index == index for token in output.token_ids]
         for index in range(3)

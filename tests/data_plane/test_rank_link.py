@@ -14,7 +14,7 @@ from protocol.errors import ProtocolError
 from protocol.frames import receive_frame, send_frame
 from protocol.sampling import SamplingParams
 from workers.rank_link import LeadingRunner, PlanFollower, PlanListener
-from workers.step_plan import RowStart, RowStep, SampledTokens, StepPlan
+from workers.step_plan import Chunk, RowStart, SampledTokens, StepPlan
 
 KEY = b"k" * 32
 PLAN = StepPlan(
@@ -22,7 +22,10 @@ PLAN = StepPlan(
     (2,),
     (RowStart(0, b"\1\0\0\0", b"", SamplingParams(temperature=0.5, stop=("x",)), 7),),
     ((3, 4),),
-    (RowStep(0, 0, (1, 2), (5, 6), True),),
+    ((0, (5, 6)), (1, (7,))),
+    b"\1\0\0\0",
+    b"\x09\0\0\0",
+    (Chunk(0, 0, b"\1\0\0\0\2\0\0\0", True),),
 )
 
 
@@ -32,9 +35,9 @@ class RecordingRunner:
     plans: list[StepPlan] = field(default_factory=list)
     closed: bool = False
 
-    def execute(self, plan: StepPlan) -> SampledTokens:
+    def launch(self, plan: StepPlan) -> SampledTokens:
         self.plans.append(plan)
-        return SampledTokens((len(self.plans),), (None,))
+        return SampledTokens((len(self.plans),))
 
     def close(self) -> None:
         self.closed = True
@@ -65,12 +68,12 @@ def test_every_rank_executes_the_same_plans_in_order(listener: PlanListener) -> 
     followers = Followers(listener.port)
     own = RecordingRunner()
     leader = LeadingRunner(own, listener.accept(2, timeout_s=10))
-    results = [leader.execute(PLAN), leader.execute(PLAN)]
+    results = [leader.launch(PLAN), leader.launch(PLAN)]
     leader.close()
     for thread in followers.threads:
         thread.join(10)
     assert [runner.plans for runner in (own, *followers.runners.values())] == [[PLAN, PLAN]] * 3
-    assert [result.token_ids for result in results] == [(1,), (2,)]
+    assert [result.wait().token_ids for result in results] == [(1,), (2,)]
     assert own.closed
 
 
@@ -98,7 +101,7 @@ def test_a_follower_that_died_is_noticed_by_the_leader(listener: PlanListener) -
     follower.close()
     with pytest.raises(OSError):
         for _ in range(10_000):
-            leader.execute(PLAN)
+            leader.launch(PLAN)
     leader.close()
 
 

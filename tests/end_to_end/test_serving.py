@@ -75,6 +75,52 @@ def test_the_router_predicted_what_the_engine_reported(system: Any) -> None:
     assert predicted == system.counter("trunkline_route_actual_cached_tokens_total") > 0
 
 
+def score(system: Any, prompt: list[int], **options: Any) -> Any:
+    """Its tokens' columns, as an evaluation harness reads them: one token is generated, and is the last entry."""
+    answer = system.client().completions.create(
+        model="sapling", prompt=[prompt], max_tokens=1, echo=True, logprobs=1, temperature=0, **options
+    )
+    return answer.choices[0].logprobs
+
+
+def test_what_the_model_says_greedily_is_scored_as_the_likeliest(system: Any) -> None:
+    said = system.client().completions.create(
+        model="sapling",
+        prompt=STORY,
+        max_tokens=16,
+        temperature=0,
+        logprobs=0,
+        extra_body={"return_token_ids": True, "ignore_eos": True},
+    )
+    choice = said.choices[0]
+    columns = score(system, choice.prompt_token_ids + choice.token_ids)
+    begin = len(choice.prompt_token_ids)
+    values, tops = columns.token_logprobs[begin:-1], columns.top_logprobs[begin:-1]
+    assert columns.token_logprobs[0] is None
+    assert values == pytest.approx(choice.logprobs.token_logprobs, abs=0.05)
+    assert values == pytest.approx([max(top.values()) for top in tops], abs=0.05)
+
+
+def test_a_prompt_has_the_same_score_whatever_is_cached(system: Any) -> None:
+    ids = list(range(40, 300))
+    scores = [score(system, ids).token_logprobs[1:-1] for _ in range(3)]
+    assert len(scores[0]) == len(ids) - 1
+    assert scores[1] == pytest.approx(scores[0], abs=0.05) and scores[2] == pytest.approx(scores[0], abs=0.05)
+
+
+def test_a_chat_prompt_is_scored_and_bad_words_are_not_said(system: Any) -> None:
+    answer = system.client().chat.completions.create(
+        model="sapling",
+        messages=[{"role": "user", "content": "What is the capital of France?"}],
+        temperature=0,
+        extra_body={"prompt_logprobs": 2, "bad_words": ["Paris"]},
+    )
+    assert "Paris" not in (answer.choices[0].message.content or "")
+    first, *rest = answer.prompt_logprobs
+    assert first is None and len(rest) == answer.usage.prompt_tokens - 1
+    assert all(entry["logprob"] <= 0.0 for position in rest for entry in position.values())
+
+
 def test_an_unknown_model_is_a_404_in_openai_s_shape(system: Any) -> None:
     with pytest.raises(openai.NotFoundError) as refused:
         system.client().completions.create(model="nobody", prompt="x")

@@ -38,6 +38,7 @@ from protocol.messages import (
     SnapshotChunk,
     StepFrame,
     Submit,
+    TokenLogprob,
 )
 from protocol.sampling import SamplingParams
 from protocol.tokens import TOKEN_BYTES, pack_tokens
@@ -59,6 +60,7 @@ class Running:
     emitted: list[int]
     num_cached_tokens: int
     started: bool = False
+    scored: bool = False
     stopped: set[int] = field(default_factory=set)
 
 
@@ -283,7 +285,18 @@ class FakeReplica:
         running.emitted[index] += 1
         last = running.emitted[index] == running.submit.sampling.max_tokens
         finish = FinishReason.LENGTH if last else None
-        return SequenceOutput(request_id, index, (token,), running.num_cached_tokens, finish)
+        scores = self._score(running) if index == 0 else None
+        return SequenceOutput(
+            request_id, index, (token,), running.num_cached_tokens, finish, prompt_logprobs=scores
+        )
+
+    def _score(self, running: Running) -> tuple[TokenLogprob, ...] | None:
+        """Once, where it was asked for: the prompt's token number k has logprob -k."""
+        if running.submit.sampling.prompt_logprobs is None or running.scored:
+            return None
+        running.scored = True
+        num_tokens = len(running.submit.token_ids) // TOKEN_BYTES
+        return tuple(TokenLogprob(-float(place), 1) for place in range(1, num_tokens))
 
     async def _step_while_there_is_work(self) -> None:
         while True:

@@ -16,6 +16,7 @@ from protocol.deployment_secrets import DeploymentSecrets
 from protocol.handshake import ReplicaFacts
 from protocol.membership import ReplicaInfo, ReplicaState
 from protocol.messages import Identity
+from protocol.tokens import unpack_tokens
 from router.router import Router
 from workers.engine import Engine
 from workers.runner import RunnerFacts
@@ -35,12 +36,20 @@ class CountingRunner:
         self.facts = RunnerFacts(num_blocks, BLOCK_SIZE, 256, 100_000, (0,))
         self.stalls_at = stalls_at
         self.released = threading.Event()
+        self.newest: dict[int, int] = {}  # token of each row
 
-    def execute(self, plan: StepPlan) -> SampledTokens:
+    def launch(self, plan: StepPlan) -> SampledTokens:
         if self.stalls_at is not None and plan.step >= self.stalls_at:
             assert self.released.wait(30), "the test never released the runner"
-        tokens = tuple(row.token_ids[-1] + 1 for row in plan.rows if row.sample)
-        return SampledTokens(tokens, (None,) * len(tokens))
+        return SampledTokens(self._count_on(plan))
+
+    def _count_on(self, plan: StepPlan) -> list[int]:
+        last = {chunk.row: unpack_tokens(chunk.token_ids)[-1] for chunk in plan.chunks if chunk.sample}
+        rows = [*unpack_tokens(plan.decode_rows), *last]
+        self.newest.update(last)
+        for row in rows:
+            self.newest[row] += 1
+        return [self.newest[row] for row in rows]
 
     def close(self) -> None: ...
 

@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from protocol.membership import ReplicaState, WorkerInfo
-from protocol.messages import FinishReason, Load, SequenceOutput, TokenLogprob
+from protocol.messages import CacheCounts, FinishReason, Load, SequenceOutput, TokenLogprob
+from protocol.tokens import unpack_tokens
 from router.http.api import create_app
 from router.http.api_config import ApiConfig
 from router.http.http_server import HttpServer
@@ -100,6 +101,9 @@ class FakeGeneration:
 
     async def __aiter__(self) -> AsyncIterator[SequenceOutput]:
         script, sampling = self._script, self.request.sampling
+        if sampling.max_tokens == 0:
+            for index in range(sampling.n):
+                yield self._scored(SequenceOutput(self.request.request_id, index, (), 0, FinishReason.LENGTH))
         last = min(len(script.token_ids), sampling.max_tokens or 0) - 1
         for place, token_id in enumerate(script.token_ids[: last + 1]):
             if script.gate is not None and place == script.gate_at:
@@ -108,7 +112,8 @@ class FakeGeneration:
                 raise script.fails
             await asyncio.sleep(0)
             for index in range(sampling.n):
-                yield self._output(index, token_id, place == last)
+                output = self._output(index, token_id, place == last)
+                yield self._scored(output) if place == 0 else output
 
     def _output(self, index: int, token_id: int, last: bool) -> SequenceOutput:
         ended = token_id in self._script.eos
@@ -119,6 +124,20 @@ class FakeGeneration:
             self.request.request_id, index, (token_id,), self._script.cached, reason, logprobs=logprobs
         )
 
+    def _scored(self, output: SequenceOutput) -> SequenceOutput:
+        """The prompt's token number k has logprob -k and rank 2; `scores` says it otherwise."""
+        width = self.request.sampling.prompt_logprobs
+        if width is None or output.index > 0:
+            return output
+        prompt = unpack_tokens(self.request.token_ids)
+        scores = [
+            TokenLogprob(
+                -float(place), 2, tuple((token_id + 1 + other, -0.25 - other) for other in range(width))
+            )
+            for place, token_id in enumerate(prompt[1:], start=1)
+        ]
+        return replace(output, prompt_logprobs=tuple(self._script.scores or scores))
+
 
 @dataclass(slots=True)
 class Script:
@@ -127,6 +146,7 @@ class Script:
     token_ids: list[int] = field(default_factory=list)
     eos: tuple[int, ...] = ()
     cached: int = 0
+    scores: list[TokenLogprob] | None = None  # of the prompt, where they are asked for
     gate: asyncio.Event | None = None
     gate_at: int = 0
     refuses: Exception | None = None
@@ -172,7 +192,8 @@ class FakeRouter:
         return self.blocks_in_use
 
     def status(self) -> RouterStatus:
-        load = Load(1, 2, 100, 40, 30, 0, num_preemptions=5)
+        cache = CacheCounts(queried=100, hit=64, below_block=4, evicted=32)
+        load = Load(1, 2, 100, 40, 30, 0, num_preemptions=5, cache=cache)
         workers = (WorkerInfo(0, 4711, "node-a"),)
         replica = ReplicaStatus(
             *("replica-1", ReplicaState.READY, 3, True, IndexState.SYNCED, 70, 1, 0, load, workers, "")

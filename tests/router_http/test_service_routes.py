@@ -143,6 +143,9 @@ async def test_metrics_show_the_router_and_its_replicas(http: httpx2.AsyncClient
     assert found["trunkline_kv_blocks_cached_free", "replica-1"] == 30
     assert found["trunkline_index_synced", "replica-1"] == 1
     assert found["trunkline_num_preemptions_total", "replica-1"] == 5
+    assert found["trunkline_prefix_cache_hit_tokens_total", "replica-1,gpu"] == 64
+    assert found["trunkline_prefix_cache_miss_tokens_total", "replica-1,evicted"] == 32
+    assert found["trunkline_prefix_cache_miss_tokens_total", "replica-1,absent"] == 0
 
 
 async def test_two_endpoints_in_one_process_count_apart(

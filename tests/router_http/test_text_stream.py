@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
+import tokenizers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import models, pre_tokenizers
 
 from protocol.sampling import SamplingParams
 from router.text.text_stream import TextStream
@@ -157,3 +159,102 @@ def test_stop_strings_count_from_min_tokens_on(tokenizer: Tokenizer) -> None:
     parts, text = stream(tokenizer, ids, SamplingParams(stop=("q",), min_tokens=first, max_tokens=20))
     assert "".join(parts) == "zqz"
     assert text.num_tokens == first
+
+
+def pushed(tokenizer: Tokenizer, token_ids: Sequence[int], sampling: SamplingParams) -> TextStream:
+    return stream(tokenizer, token_ids, sampling)[1]
+
+
+def test_a_stop_string_that_ends_inside_a_character_waits_for_the_whole_of_it(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("a\u732bb")
+    parts, text = stream(tokenizer, ids, SamplingParams(stop=("\u732b",)))
+    assert parts == ["a", *[""] * (len(parts) - 1)] and text.num_tokens == len(ids) - 1
+
+
+def test_what_only_looked_like_a_stop_string_is_shown_at_the_end(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("abc sto")
+    parts, text = stream(tokenizer, ids, SamplingParams(stop=("stop",)))
+    assert text.text == "abc sto" and parts[-1] == "sto" and text.stopped_by is None
+
+
+def test_a_stop_string_may_be_completed_by_the_very_last_token(tokenizer: Tokenizer) -> None:
+    text = pushed(tokenizer, tokenizer.encode("abc stop"), SamplingParams(stop=("stop",)))
+    assert (text.text, text.stopped_by) == ("abc ", "stop")
+
+
+def test_half_a_character_at_the_end_may_complete_a_stop_string(tokenizer: Tokenizer) -> None:
+    text = pushed(tokenizer, tokenizer.encode("a\u732b")[:-1], SamplingParams(stop=("a\ufffd",)))
+    assert (text.text, text.stopped_by) == ("", "a\ufffd")
+
+
+def test_of_two_stop_strings_that_end_together_the_longer_counts(tokenizer: Tokenizer) -> None:
+    text = pushed(tokenizer, tokenizer.encode("xabz"), SamplingParams(stop=("b", "ab")))
+    assert (text.text, text.stopped_by) == ("x", "ab")
+
+
+def test_a_stop_string_inside_a_longer_one_ends_the_text_first(tokenizer: Tokenizer) -> None:
+    text = pushed(tokenizer, tokenizer.encode("xabcz"), SamplingParams(stop=("abcz", "bc")))
+    assert (text.text, text.stopped_by) == ("xa", "bc")
+
+
+def test_text_behind_a_stop_string_in_the_same_token_is_no_text(tokenizer: Tokenizer) -> None:
+    (token_id,) = (id for id in range(tokenizer.vocab_size) if tokenizer.token_text(id) == " the")
+    sampling = SamplingParams(stop=("h",), include_stop_str_in_output=True)
+    assert pushed(tokenizer, [token_id], sampling).text == " th"
+    assert pushed(tokenizer, [token_id], SamplingParams(stop=("h",))).text == " t"
+
+
+def test_a_special_token_can_be_a_stop_string_when_it_is_shown(tokenizer: Tokenizer) -> None:
+    ids = [*tokenizer.encode("a<|user|>b")]
+    shown = SamplingParams(stop=("<|user|>",), skip_special_tokens=False)
+    assert pushed(tokenizer, ids, shown).text == "a"
+    assert pushed(tokenizer, ids, SamplingParams(stop=("<|user|>",))).text == "ab"
+
+
+@in_session
+@given(st.text(max_size=30))
+def test_a_token_begins_where_the_characters_before_it_end(tokenizer: Tokenizer, wanted: str) -> None:
+    ids = tokenizer.encode(wanted)
+    text = TextStream(
+        tokenizer, SamplingParams(stop=("\x00\x00",), skip_special_tokens=False, ignore_eos=True), ()
+    )
+    for place, token_id in enumerate(ids):
+        before = b"".join(map(tokenizer.token_bytes, ids[:place]))
+        assert text.num_characters == len(before.decode(errors="ignore"))
+        text.push([token_id])
+
+
+@pytest.fixture
+def spacing_tokenizer() -> Tokenizer:
+    """Whole words, and a decoder that puts a space between any two of them."""
+    backend = tokenizers.Tokenizer(models.WordLevel({"a": 0, "b": 1, "c": 2}, unk_token="a"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.add_special_tokens(["<|user|>", "<|end|>"])
+    return Tokenizer(backend)
+
+
+@pytest.mark.parametrize(
+    ("spaces", "wanted"), [(True, "a <|user|> <|end|> b c"), (False, "a<|user|><|end|>b c")]
+)
+def test_spaces_around_special_tokens_can_be_left_out(
+    spacing_tokenizer: Tokenizer, spaces: bool, wanted: str
+) -> None:
+    sampling = SamplingParams(skip_special_tokens=False, spaces_between_special_tokens=spaces)
+    parts, text = stream(spacing_tokenizer, [0, 3, 4, 1, 2], sampling)
+    assert "".join(parts) == text.text == wanted
+
+
+def test_a_space_that_a_token_has_itself_stays(prefix_space_tokenizer: Tokenizer) -> None:
+    ids = [*prefix_space_tokenizer.encode("hello", False), *prefix_space_tokenizer.encode("hello")]
+    sampling = SamplingParams(skip_special_tokens=False, spaces_between_special_tokens=False)
+    assert pushed(prefix_space_tokenizer, ids, sampling).text == "hello<s> hello"
+
+
+@in_session
+@given(st.lists(st.integers(0, 319), max_size=40))
+def test_where_no_decoder_adds_spaces_leaving_them_out_changes_nothing(
+    tokenizer: Tokenizer, token_ids: list[int]
+) -> None:
+    shown = SamplingParams(skip_special_tokens=False, ignore_eos=True)
+    close = SamplingParams(skip_special_tokens=False, ignore_eos=True, spaces_between_special_tokens=False)
+    assert pushed(tokenizer, token_ids, close).text == pushed(tokenizer, token_ids, shown).text

@@ -10,7 +10,8 @@ import pytest
 
 from trunkline import LLM, SamplingParams
 from trunkline.interrupts import deferred_interrupts
-from workers.step_plan import SampledTokens, StepPlan
+from workers.runner import PendingStep
+from workers.step_plan import StepPlan
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
 STORY = "Once upon a time there was a fox who lived in a small house near the river. " * 4
@@ -26,12 +27,12 @@ class InterruptedRunner:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._own, name)
 
-    def execute(self, plan: StepPlan) -> SampledTokens:
+    def launch(self, plan: StepPlan) -> PendingStep:
         self._steps_left -= 1
         if self._steps_left == 0:
             signal.raise_signal(signal.SIGINT)
-        sampled: SampledTokens = self._own.execute(plan)
-        return sampled
+        pending: PendingStep = self._own.launch(plan)
+        return pending
 
 
 @pytest.mark.parametrize("at_step", [1, 3], ids=["in prefill", "in decode"])

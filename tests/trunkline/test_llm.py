@@ -148,8 +148,3 @@ def test_a_stop_string_ends_one_sequence_and_not_its_siblings(llm: LLM) -> None:
     expected = [each.text.split(stop)[0] for each in free[0].outputs]
     assert [each.text for each in outputs] == expected
     assert outputs[0].stop_reason == stop and llm.get_metrics().num_used_blocks == 0
-
-
-def test_what_is_not_built_yet_is_refused_and_not_ignored(llm: LLM) -> None:
-    with pytest.raises(InvalidRequest, match="prompt_logprobs"):
-        llm.generate("x", SamplingParams(prompt_logprobs=1), use_tqdm=False)

@@ -6,8 +6,8 @@ Fixtures are the only way in, since test folders are no packages.
 from __future__ import annotations
 
 from array import array
-from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,10 +17,12 @@ from protocol.block_hash import BlockHasher
 from protocol.events import KvEvent
 from protocol.messages import SequenceOutput
 from protocol.sampling import SamplingParams
+from protocol.token_rows import TokenRows
 from protocol.tokens import pack_tokens, unpack_tokens
 from workers.kv.block_table import BlockTable
 from workers.kv.kv_cache import KvCache
 from workers.runner import RunnerFacts
+from workers.scheduling.admission import AdmissionOrder
 from workers.scheduling.request import Request
 from workers.scheduling.scheduler import Scheduler, SchedulerConfig
 from workers.step_plan import RowStart, SampledTokens, StepPlan
@@ -46,6 +48,16 @@ class Row:
     blocks: list[int] = field(default_factory=list)
 
 
+@dataclass
+class RowStep:
+    """One row's share of a step, decode or chunk."""
+
+    row: int
+    start: int
+    token_ids: list[int]
+    sample: bool
+
+
 class MemoryRunner:
     """Keeps what each slot of each block holds, and asserts that every read finds its own prefix there."""
 
@@ -54,8 +66,9 @@ class MemoryRunner:
         self.rows: dict[int, Row] = {}
         self.slots: dict[tuple[int, int], int] = {}
         self.num_computed = 0
+        self.steps: list[list[RowStep]] = []
 
-    def execute(self, plan: StepPlan) -> SampledTokens:
+    def launch(self, plan: StepPlan) -> SampledTokens:
         for row in plan.ends:
             del self.rows[row]
         for start in plan.starts:
@@ -63,8 +76,22 @@ class MemoryRunner:
         for source, destination in plan.copies:
             for offset in range(self.facts.block_size):
                 self.slots[destination, offset] = self.slots.get((source, offset), -1)
-        self._write(plan)
-        return self._read(plan)
+        for row_id, blocks in plan.grown:
+            self.rows[row_id].blocks += blocks
+        steps = [*self._decodes(plan), *self._chunks(plan)]
+        self.steps.append(steps)
+        self._write(steps)
+        return self._read(steps)
+
+    def _decodes(self, plan: StepPlan) -> Iterator[RowStep]:
+        for row, start in zip(
+            unpack_tokens(plan.decode_rows), unpack_tokens(plan.decode_starts), strict=True
+        ):
+            yield RowStep(row, start, [self.rows[row].tokens[-1]], True)
+
+    def _chunks(self, plan: StepPlan) -> Iterator[RowStep]:
+        for chunk in plan.chunks:
+            yield RowStep(chunk.row, chunk.start, list(unpack_tokens(chunk.token_ids)), chunk.sample)
 
     def close(self) -> None:
         self.rows.clear()
@@ -86,13 +113,12 @@ class MemoryRunner:
             contents.append(content)
         return contents
 
-    def _write(self, plan: StepPlan) -> None:
+    def _write(self, steps: list[RowStep]) -> None:
         written: set[tuple[int, int]] = set()
-        for step in plan.rows:
+        for step in steps:
             row = self.rows[step.row]
-            row.blocks += step.new_blocks
             end = step.start + len(step.token_ids)
-            assert list(step.token_ids) == row.tokens[step.start : end], "the plan feeds the wrong tokens"
+            assert step.token_ids == row.tokens[step.start : end], "the plan feeds the wrong tokens"
             self.num_computed += len(step.token_ids)
             contents = self._contents(row, end)
             for position in range(step.start, end):
@@ -101,9 +127,9 @@ class MemoryRunner:
                 written.add(slot)
                 self.slots[slot] = contents[position]
 
-    def _read(self, plan: StepPlan) -> SampledTokens:
+    def _read(self, steps: list[RowStep]) -> SampledTokens:
         drawn = []
-        for step in plan.rows:
+        for step in steps:
             row = self.rows[step.row]
             end = step.start + len(step.token_ids)
             contents = self._contents(row, end)
@@ -113,18 +139,34 @@ class MemoryRunner:
                 assert end == len(row.tokens), "a row samples before its last token"
                 drawn.append(token_after(contents[-1], row.seed, end))
                 row.tokens.append(drawn[-1])
-        return SampledTokens(tuple(drawn), (None,) * len(drawn))
+        return SampledTokens(drawn)
 
 
 class Driver:
-    """A scheduler and a memory runner, stepped together, with integrity checked around every step."""
+    """A scheduler and a memory runner, stepped together, with integrity checked around every step.
 
-    def __init__(self, config: SchedulerConfig, facts: RunnerFacts, hasher: BlockHasher) -> None:
-        self.scheduler = Scheduler(config, facts, hasher)
+    With `depth` 2 a plan is made and launched before the one before it has been completed, as the overlapped loop does.
+    Its clock stands still but for `step_s` after each step.
+    """
+
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        facts: RunnerFacts,
+        hasher: BlockHasher,
+        depth: int,
+        order: AdmissionOrder | None,
+    ) -> None:
+        self.scheduler = Scheduler(config, facts, hasher, order)
+        self.now_s = 0.0
+        self.step_s = 0.0
         self.runner = MemoryRunner(facts)
         self.plans: list[StepPlan] = []
         self.events: list[KvEvent] = []
         self.outputs: list[SequenceOutput] = []
+        self.rows = TokenRows()
+        self.depth = depth
+        self.in_flight: deque[SampledTokens] = deque()
         self.num_added = 0
 
     def add(self, tokens: Iterable[int], name: str = "", **wishes: Any) -> str:
@@ -137,23 +179,31 @@ class Driver:
             if key in wishes
         }
         sampling = SamplingParams(**{"seed": 7, "max_tokens": 4, **wishes})
-        self.scheduler.add(Request(name, pack_tokens(tokens), sampling, **own))
+        self.scheduler.add(Request(name, pack_tokens(tokens), sampling, **own), self.now_s)
         return name
 
     def step(self) -> StepPlan | None:
-        plan = self.scheduler.schedule()
+        plan = self.scheduler.schedule(self.now_s)
+        self.now_s += self.step_s
         self.scheduler.check_integrity()
         if plan is not None:
             self.plans.append(plan)
-            self.outputs += self.scheduler.complete(plan, self.runner.execute(plan))
+            self.in_flight.append(self.runner.launch(plan))
+        if self.in_flight and (plan is None or len(self.in_flight) == self.depth):
+            self.complete(self.in_flight.popleft())
             self.scheduler.check_integrity()
         self.events += self.scheduler.take_events()
         return plan
 
+    def complete(self, sampled: SampledTokens) -> None:
+        step = self.scheduler.complete(sampled)
+        self.outputs += self.rows.expand(step.outputs, step.rows, step.tokens)
+
     def run(self, limit: int = 1000) -> None:
         """Until nothing is left to do."""
         for _ in range(limit):
-            if self.step() is None:
+            self.step()
+            if not self.in_flight and not self.scheduler.has_work():
                 return
         raise AssertionError(f"not done after {limit} steps")
 
@@ -175,10 +225,13 @@ def make_driver() -> Callable[..., Driver]:
         max_model_len: int = 512,
         eos: tuple[int, ...] = (),
         hasher: BlockHasher | None = None,
+        depth: int = 1,
+        order: AdmissionOrder | None = None,
         **config: Any,
     ) -> Driver:
         facts = RunnerFacts(num_blocks, block_size, max_model_len, VOCABULARY, eos)
-        return Driver(SchedulerConfig(**config), facts, hasher or BlockHasher(SECRET, block_size))
+        hasher = hasher or BlockHasher(SECRET, block_size)
+        return Driver(SchedulerConfig(**config), facts, hasher, depth, order)
 
     return make
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from protocol.messages import FinishReason
 from protocol.tokens import pack_tokens
+from workers.scheduling.admission_orders import FirstComeFirstServed
 
 Make = Callable[..., Any]
 
@@ -49,12 +50,15 @@ def test_preemption_does_not_change_what_was_reported_as_cached(make_driver: Mak
     driver = make_driver(num_blocks=9, block_size=4, max_num_seqs=4)
     names = [driver.add(range(12), max_tokens=16), driver.add(range(100, 112), max_tokens=16)]
     driver.run()
-    assert driver.scheduler.kv.resumed_counters.hit > 0
+    assert driver.scheduler.kv.resumed_counts.hit > 0
     assert [driver.last_of(name).num_cached_tokens for name in names] == [0, 0]
 
 
-def test_a_small_request_does_not_overtake_one_that_waits_for_blocks(make_driver: Make) -> None:
-    driver = make_driver(num_blocks=9, block_size=4, max_num_seqs=4)
+def test_in_order_of_arrival_a_small_request_does_not_overtake_one_that_waits_for_blocks(
+    make_driver: Make,
+) -> None:
+    order = FirstComeFirstServed()
+    driver = make_driver(num_blocks=9, block_size=4, max_num_seqs=4, order=order)
     driver.add(range(20), "running", max_tokens=4)
     driver.step()
     driver.add(range(100, 120), "large", max_tokens=4)
@@ -70,8 +74,8 @@ def test_lookups_after_preemption_are_counted_apart(make_driver: Make) -> None:
     driver.add(range(12), max_tokens=16)
     driver.add(range(100, 112), max_tokens=16)
     driver.run()
-    assert driver.scheduler.kv.counters.queried == 24
-    assert driver.scheduler.kv.resumed_counters.queried > 12
+    assert driver.scheduler.kv.counts.queried == 24
+    assert driver.scheduler.kv.resumed_counts.queried > 12
 
 
 def test_an_abort_frees_everything_at_any_moment(make_driver: Make) -> None:
@@ -93,7 +97,7 @@ def test_an_abort_between_plan_and_completion_gets_no_token(make_driver: Make) -
     driver.add(range(100, 120), "stays")
     plan = driver.scheduler.schedule()
     driver.scheduler.abort("gone")
-    outputs = driver.scheduler.complete(plan, driver.runner.execute(plan))
+    outputs = driver.scheduler.complete(driver.runner.launch(plan)).outputs
     assert [output.request_id for output in outputs] == ["stays"]
     driver.scheduler.check_integrity()
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from protocol.block_hash import BlockHasher
+from protocol.block_hash import BlockHasher, isolation_key
 from protocol.events import Cleared, Removed, Stored
 from protocol.tokens import pack_tokens
 
@@ -54,6 +54,25 @@ def test_requests_with_equal_salts_share_and_with_different_ones_do_not(make_pro
     assert prompts.match(range(48), b"tenant-a") == 32
     assert prompts.match(range(48), b"tenant-b") == 0
     assert prompts.match(range(48)) == 0
+
+
+@pytest.mark.parametrize(
+    ("other", "num_cached"),
+    [
+        (("poet", "tenant"), 32),
+        (("poet", None), 0),
+        (("critic", "tenant"), 0),
+        ((None, "tenant"), 0),
+        ((None, None), 0),
+    ],
+    ids=str,
+)
+def test_adapter_and_salt_must_both_be_equal_for_a_hit(
+    make_prompts: Make, other: tuple[str | None, str | None], num_cached: int
+) -> None:
+    prompts = make_prompts()
+    prompts.run(range(40), isolation_key("poet", "tenant"))
+    assert prompts.match(range(40), isolation_key(*other)) == num_cached
 
 
 def test_a_salt_reaches_the_blocks_behind_the_first_through_the_chain(make_prompts: Make) -> None:

@@ -25,8 +25,8 @@ def test_a_long_prompt_is_computed_in_chunks_within_the_budget(make_driver: Make
     driver = make_driver(max_num_batched_tokens=32, max_num_seqs=4)
     driver.add(range(100), max_tokens=1)
     driver.run()
-    assert [plan.num_tokens for plan in driver.plans] == [32, 32, 32, 4]
-    assert [plan.rows[0].sample for plan in driver.plans] == [False, False, False, True]
+    assert [plan.num_prefill_tokens for plan in driver.plans] == [32, 32, 32, 4]
+    assert [plan.chunks[0].sample for plan in driver.plans] == [False, False, False, True]
 
 
 def test_decodes_go_first_and_prefill_gets_the_rest_of_the_budget(make_driver: Make) -> None:
@@ -34,23 +34,22 @@ def test_decodes_go_first_and_prefill_gets_the_rest_of_the_budget(make_driver: M
     driver.add(range(8), max_tokens=9)
     driver.step()
     driver.add(range(100, 200))
-    plan = driver.step()
-    assert [len(row.token_ids) for row in plan.rows] == [1, 31]
-    assert [row.sample for row in plan.rows] == [True, False]
+    driver.step()
+    assert [(len(row.token_ids), row.sample) for row in driver.runner.steps[-1]] == [(1, True), (31, False)]
 
 
 def test_requests_that_fit_are_prefilled_in_one_step(make_driver: Make) -> None:
     driver = make_driver()
     for first in (0, 100, 200):
         driver.add(range(first, first + 20))
-    assert len(driver.step().rows) == 3
+    assert len(driver.step().chunks) == 3
 
 
 def test_no_more_sequences_run_than_there_are_rows(make_driver: Make) -> None:
     driver = make_driver(max_num_seqs=2)
     for first in (0, 100, 200):
         driver.add(range(first, first + 20))
-    assert {row.row for row in driver.step().rows} == {0, 1}
+    assert {chunk.row for chunk in driver.step().chunks} == {0, 1}
     assert driver.scheduler.load().num_waiting == 1
     driver.run()
     assert len({output.request_id for output in driver.outputs}) == 3
@@ -113,8 +112,8 @@ def test_a_block_that_fills_can_be_hit_in_the_same_step(make_driver: Make) -> No
     driver.add(range(40))
     second = driver.add(range(40))
     plan = driver.step()
-    assert [row.start for row in plan.rows] == [0, 32]
-    assert plan.rows[0].new_blocks[:2] == plan.rows[1].new_blocks[:2]
+    assert [chunk.start for chunk in plan.chunks] == [0, 32]
+    assert plan.grown[0][1][:2] == plan.grown[1][1][:2]
     driver.run()
     assert driver.last_of(second).num_cached_tokens == 32
 
@@ -160,23 +159,23 @@ def test_prompt_logprobs_bypass_the_cache_but_fill_it(make_driver: Make) -> None
     scored = driver.add(range(40), prompt_logprobs=1)
     driver.run()
     assert driver.last_of(scored).num_cached_tokens == 0
-    assert driver.scheduler.kv.counters.bypassed == 40
+    assert driver.scheduler.kv.counts.bypassed == 40
 
 
 def test_counters_tell_why_tokens_were_missed(make_driver: Make) -> None:
     driver = make_driver(num_blocks=5)
-    counters = driver.scheduler.kv.counters
+    kv = driver.scheduler.kv
     driver.add(range(40), max_tokens=1)
     driver.run()
-    assert (counters.absent, counters.below_block) == (32, 8)
+    assert (kv.counts.absent, kv.counts.below_block) == (32, 8)
     driver.add(range(40), max_tokens=1)
     driver.run()
-    assert counters.hit == 32
+    assert kv.counts.hit == 32
     driver.add(range(100, 164), max_tokens=1)
     driver.run()
     driver.add(range(40), max_tokens=1)
     driver.run()
-    assert counters.evicted == 32
+    assert kv.counts.evicted == 32
 
 
 def test_the_load_counts_what_is_waiting_and_not_cached(make_driver: Make) -> None:

@@ -74,4 +74,4 @@ def test_no_tokens_wanted_computes_the_prompt_and_ends(make_driver: Make) -> Non
     assert driver.tokens_of(name) == []
     assert driver.last_of(name).finish_reason is FinishReason.LENGTH
     assert driver.runner.num_computed == 32
-    assert not any(row.sample for plan in driver.plans for row in plan.rows)
+    assert not any(plan.num_drawn for plan in driver.plans)

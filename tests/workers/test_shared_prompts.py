@@ -21,9 +21,9 @@ def test_more_sequences_share_the_prompt_and_copy_only_its_last_block(
     driver.step()
     plan = driver.step()
     assert len(plan.copies) == 2
-    assert [row.start for row in plan.rows] == [40, 39, 39]
-    shared = driver.plans[0].rows[0].new_blocks
-    assert all(row.new_blocks[:2] == shared[:2] for row in plan.rows[1:])
+    assert [row.start for row in driver.runner.steps[-1]] == [40, 39, 39]
+    shared = driver.plans[0].grown[0][1]
+    assert [blocks[:2] for _, blocks in plan.grown] == [shared[:2]] * 2
     assert {source for source, _ in plan.copies} == {shared[2]}
     driver.run()
     for index in range(3):

@@ -49,7 +49,20 @@ class BlockPool:
         if free_hits + count + reserve > len(self._free):
             return None
         self.share(hits)
-        return [self._take() for _ in range(count)]
+        return [self.take() for _ in range(count)]
+
+    def take(self) -> Block:
+        """The free block that is reused first. There must be one."""
+        block = self._free.pop_first()
+        if block.node is not None:
+            self.num_cached -= 1
+            for useless in self._evict(block):
+                # Nobody uses it: a user of it would use the evicted block's prefix too.
+                self._free.remove(useless)
+                self._free.prepend(useless)
+                self.num_cached -= 1
+        block.ref_count = 1
+        return block
 
     def share(self, blocks: Iterable[Block]) -> None:
         """One more user for each."""
@@ -82,18 +95,6 @@ class BlockPool:
         """The cache has dropped everything that free blocks held."""
         assert self.num_used == 0, "blocks in use cannot be forgotten"
         self.num_cached = 0
-
-    def _take(self) -> Block:
-        block = self._free.pop_first()
-        if block.node is not None:
-            self.num_cached -= 1
-            for useless in self._evict(block):
-                # Nobody uses it: a user of it would use the evicted block's prefix too.
-                self._free.remove(useless)
-                self._free.prepend(useless)
-                self.num_cached -= 1
-        block.ref_count = 1
-        return block
 
     def check_integrity(self, holders: Iterable[Sequence[Block]]) -> None:
         """`holders`: every list of blocks that somebody holds, block by block."""

@@ -10,11 +10,11 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 
 from protocol.block_hash import DIGEST_BYTES, BlockHasher
+from protocol.messages import CacheCounts
 from protocol.tokens import TOKEN_BYTES, pack_tokens
 from workers.kv.block import Block
 from workers.kv.block_pool import BlockPool
 from workers.kv.block_table import BlockTable
-from workers.kv.cache_counters import CacheCounters
 from workers.kv.prefix_cache import PrefixCache, PrefixNode
 
 REMEMBERED_PER_BLOCK = 4  # digests of evicted blocks kept for the counters
@@ -23,7 +23,7 @@ REMEMBERED_PER_BLOCK = 4  # digests of evicted blocks kept for the counters
 class KvCache:
     """`enabled=False` hashes, looks up and registers nothing."""
 
-    __slots__ = ("block_size", "counters", "enabled", "hasher", "pool", "prefixes", "resumed_counters")
+    __slots__ = ("block_size", "counts", "enabled", "hasher", "pool", "prefixes", "resumed_counts")
 
     def __init__(self, num_blocks: int, hasher: BlockHasher, enabled: bool = True) -> None:
         self.hasher = hasher
@@ -31,8 +31,8 @@ class KvCache:
         self.enabled = enabled
         self.prefixes = PrefixCache(REMEMBERED_PER_BLOCK * num_blocks)
         self.pool = BlockPool(num_blocks, self.prefixes.forget)
-        self.counters = CacheCounters()
-        self.resumed_counters = CacheCounters()  # lookups of sequences that were preempted
+        self.counts = CacheCounts()
+        self.resumed_counts = CacheCounts()  # lookups of sequences that were preempted
 
     def num_blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)
@@ -52,6 +52,11 @@ class KvCache:
         packed = pack_tokens(tokens[: limit * self.block_size])
         self.hasher.extend(table.digests, packed, table.extra)
         return self.prefixes.match(table.digests, self._split(packed), table.extra)
+
+    def num_cached_tokens(self, table: BlockTable, num_tokens: int, guess: int) -> int:
+        """What `lookup` would find of `num_tokens`, nothing compared and so cheap; `guess`: what it was before."""
+        limit = min((num_tokens - 1) // self.block_size, len(table.digests))
+        return self.prefixes.reach(table.digests, guess // self.block_size, limit) * self.block_size
 
     def admit(
         self, table: BlockTable, tokens: array[int], matched: list[PrefixNode], reserve: int = 0
@@ -83,19 +88,21 @@ class KvCache:
 
     def grow(self, table: BlockTable) -> bool:
         """One more block at the end, or touch nothing."""
-        fresh = self.pool.allocate((), 1)
-        if fresh is None:
+        if not self.pool.num_free:
             return False
-        table.blocks += fresh
+        table.blocks.append(self.pool.take())
         return True
 
     def fill(self, table: BlockTable, tokens: array[int], num_computed: int) -> None:
         """The KV of `num_computed` tokens exists, or will when the step being planned has run."""
         if not (self.enabled and table.chained):
             return
-        first, size = table.num_registered, self.block_size
-        packed = pack_tokens(tokens[first * size : num_computed // size * size])
-        for index, content in enumerate(self._split(packed), first):
+        size, first, end = self.block_size, table.num_registered, num_computed // self.block_size
+        if first >= end:
+            return
+        packed, stride = pack_tokens(tokens[first * size : end * size]), size * TOKEN_BYTES
+        for index in range(first, end):
+            content = packed[(index - first) * stride : (index - first + 1) * stride]
             node = self.prefixes.register(
                 table.tip, self._digest(table, index, content), content, table.extra, table.blocks[index]
             )
@@ -118,20 +125,29 @@ class KvCache:
 
     def count(self, table: BlockTable, num_tokens: int, num_hits: int, resumed: bool, bypassed: bool) -> None:
         """An admitted sequence's lookup, in tokens."""
-        counters = self.resumed_counters if resumed else self.counters
         if not self.enabled:
             return
-        counters.queried += num_tokens
-        if bypassed:
-            counters.bypassed += num_tokens
-            return
+        counts = (
+            CacheCounts(num_tokens, bypassed=num_tokens)
+            if bypassed
+            else self._counts(table, num_tokens, num_hits)
+        )
+        if resumed:
+            self.resumed_counts += counts
+        else:
+            self.counts += counts
+
+    def _counts(self, table: BlockTable, num_tokens: int, num_hits: int) -> CacheCounts:
         size = self.block_size
         limit = (num_tokens - 1) // size
-        counters.hit += num_hits * size
-        counters.below_block += num_tokens - limit * size
         num_evicted = sum(map(self.prefixes.was_evicted, table.digests[num_hits:limit]))
-        counters.evicted += num_evicted * size
-        counters.absent += (limit - num_hits - num_evicted) * size
+        return CacheCounts(
+            queried=num_tokens,
+            hit=num_hits * size,
+            below_block=num_tokens - limit * size,
+            evicted=num_evicted * size,
+            absent=(limit - num_hits - num_evicted) * size,
+        )
 
     def touch(self, digests: bytes) -> None:
         """Cached blocks that a request on its way will hit. What does not divide by sixteen is left out."""
@@ -167,8 +183,9 @@ class KvCache:
         tables = list(tables)
         self.pool.check_integrity([*(table.blocks for table in tables), *held])
         self.prefixes.check_integrity(self.pool.blocks)
-        self.counters.check_integrity()
-        self.resumed_counters.check_integrity()
+        for counts in (self.counts, self.resumed_counts):
+            parts = counts.hit + counts.below_block + counts.bypassed + counts.evicted + counts.absent
+            assert counts.queried == parts, f"{counts.queried} tokens queried, {parts} accounted for"
         for table in tables:
             nodes = [block.node for block in table.blocks[: table.num_registered]]
             parents = [None, *nodes[:-1]] if nodes else []

@@ -90,6 +90,18 @@ class PrefixCache:
         nodes = [self._nodes.get(digest) for digest in digests]
         return [node.block for node in nodes if node is not None]
 
+    def reach(self, digests: Sequence[bytes], guess: int, limit: int) -> int:
+        """How many of the first `limit` digests of a chain are cached, by digest alone: a collision may add some.
+
+        A right guess makes it two lookups, for a node's parent is always in the tree.
+        """
+        nodes, depth = self._nodes, min(guess, limit)
+        while depth > 0 and digests[depth - 1] not in nodes:
+            depth -= 1
+        while depth < limit and digests[depth] in nodes:
+            depth += 1
+        return depth
+
     def was_evicted(self, digest: bytes) -> bool:
         return digest in self._evicted
 

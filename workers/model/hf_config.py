@@ -28,6 +28,9 @@ class HfConfig:
     def __bool__(self) -> bool:
         return bool(self.values)
 
+    def __contains__(self, name: str) -> bool:
+        return self.values.get(name) is not None
+
     def integer(self, name: str, default: int | None = None) -> int:
         value = self._get(name, default)
         if not isinstance(value, int) or isinstance(value, bool):
@@ -40,11 +43,30 @@ class HfConfig:
             raise self.unsupported(f"{name} must be a number, not {value!r}")
         return float(value)
 
+    def optional_integer(self, name: str) -> int | None:
+        return self.integer(name) if name in self else None
+
+    def optional_number(self, name: str) -> float | None:
+        return self.number(name) if name in self else None
+
+    def numbers(self, name: str) -> tuple[float, ...]:
+        """A list."""
+        return tuple(HfConfig({name: value}, self.source).number(name) for value in self._list(name))
+
+    def integers(self, name: str) -> tuple[int, ...]:
+        """A list; empty when it is absent."""
+        values = self._list(name) if name in self else []
+        return tuple(HfConfig({name: value}, self.source).integer(name) for value in values)
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        """A list; empty when it is absent."""
+        return tuple(map(str, self._list(name))) if name in self else ()
+
     def text(self, name: str, default: str) -> str:
         return str(self._get(name, default))
 
-    def flag(self, name: str) -> bool:
-        return bool(self._get(name, False))
+    def flag(self, name: str, default: bool = False) -> bool:
+        return bool(self._get(name, default))
 
     def section(self, name: str) -> HfConfig:
         """A nested object; empty when it is absent."""
@@ -60,6 +82,12 @@ class HfConfig:
 
     def unsupported(self, reason: str) -> UnsupportedModel:
         return UnsupportedModel(f"{self.source} describes a model that cannot run here: {reason}")
+
+    def _list(self, name: str) -> list[Any]:
+        value = self._get(name, None)
+        if not isinstance(value, list):
+            raise self.unsupported(f"{name} must be a list, not {value!r}")
+        return value
 
     def _get(self, name: str, default: Any) -> Any:
         value = self.values.get(name)

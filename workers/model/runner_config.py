@@ -17,5 +17,6 @@ class RunnerConfig:
     kv_cache_memory_bytes: int | None = None  # of this rank
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 2048
+    deterministic: bool = False
     load_format: str = "auto"
     seed: int = 0  # of dummy weights

@@ -1,126 +1,119 @@
 """Draws the next token of every row of a step in one pass, greedy and random rows mixed.
 
-    raw logprobs -> allowed ids, min_tokens, logit bias -> penalties -> temperature -> min-p, top-k, top-p -> draw
+    raw logprobs -> allowed ids -> min_tokens, bad words, logit bias -> penalties -> temperature
+                 -> min-p -> top-k -> top-p -> draw
 
-What a row draws depends on its logits, its seed and the token's position: never on the rows beside it.
+Called by a device's runner. What a row draws depends on its logits, its seed and the token's position: never on the
+rows beside it. All that lasts from step to step lies on the logits' device, and a step reads nothing back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from kernels.counter_random import uniform
-from kernels.sample import draw, filter_logits
+from kernels.argmax import argmax
 from protocol.messages import TokenLogprob
-from workers.model.sampling_state import RowSampling
-from workers.step_plan import RowStart, SampledTokens
+from workers.model.bad_words import BadWords
+from workers.model.logit_edits import LogitEdits
+from workers.model.penalties import Penalties
+from workers.model.sampling_batch import SamplingBatch
+from workers.model.sampling_state import SamplingColumns
+from workers.model.token_logprobs import TokenScores
+from workers.step_plan import RowStart
+
+_SCORED_BYTES = 8 << 20  # of logits whose log-probabilities exist at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    token_ids: Tensor  # [samples] int64, on the logits' device
+    logprobs: Mapping[int, TokenLogprob] = field(default_factory=dict)  # by place, of rows that asked
 
 
 class Sampler:
-    """Keeps the sampling state of rows between `start` and `end`."""
+    """Keeps the sampling state of rows between `start` and `end`. For one thread at a time."""
 
-    def __init__(self, vocab_size: int, eos_token_ids: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        vocab_size: int,
+        eos_token_ids: tuple[int, ...],
+        max_rows: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self._device = torch.device(device)
         self._vocab_size = vocab_size
-        self._eos_token_ids = eos_token_ids
-        self._rows: dict[int, RowSampling] = {}
+        self._columns = SamplingColumns(max_rows)
+        self._edits = LogitEdits(vocab_size, eos_token_ids, self._device)
+        self._bad_words = BadWords(vocab_size, self._device)
+        self._penalties = Penalties(vocab_size, self._device)
+        self._batch: SamplingBatch | None = None  # of the rows that sampled last
+        self._batch_rows = b""
 
     def start(self, start: RowStart) -> None:
-        self._rows[start.row] = RowSampling.start(start, self._vocab_size, self._eos_token_ids)
+        """What the row held before is forgotten."""
+        self.end(start.row)
+        self._columns.start(start, self._vocab_size)
+        self._edits.start(start)
+        self._bad_words.start(start)
+        self._penalties.start(start)
 
     def end(self, row: int) -> None:
-        self._rows.pop(row, None)
+        self._batch = None
+        self._columns.end(row)
+        self._edits.end(row)
+        self._bad_words.end(row)
+        self._penalties.end(row)
 
     def sample(
         self,
         logits: Tensor,  # [samples, vocabulary], consumed
-        rows: Sequence[int],
-        positions: Sequence[int],  # of the tokens to draw
-    ) -> SampledTokens:
-        states = [self._rows[row] for row in rows]
-        logits = logits.float()
-        asking = [index for index, state in enumerate(states) if state.sampling.logprobs is not None]
-        raw = logits[asking].log_softmax(-1) if asking else None
-        for index, state in enumerate(states):
-            if state.shapes_logits:
-                _shape(logits[index], state, positions[index] - state.num_prompt_tokens)
-        drawn = _draw(logits, states, positions)
-        token_ids = drawn.tolist()
-        for state, token_id in zip(states, token_ids, strict=True):
-            if state.counts is not None:
-                state.counts[token_id] += 1
-        logprobs: list[TokenLogprob | None] = [None] * len(states)
-        if raw is not None:
-            widths = [states[index].sampling.logprobs or 0 for index in asking]
-            for index, logprob in zip(asking, _logprobs(raw, drawn[asking], widths), strict=True):
-                logprobs[index] = logprob
-        return SampledTokens(tuple(token_ids), tuple(logprobs))
+        rows: Tensor,  # [samples] int64, on the host: they tell which passes to run
+        positions: Tensor,  # [samples] int64, of the tokens to draw
+    ) -> Drawn:
+        batch = self._batch_of(rows)
+        if batch.is_argmax:
+            return Drawn(argmax(logits))
+        logits = logits.float().contiguous()
+        positions = positions.to(logits.device, non_blocking=True)
+        raw = None if batch.asked is None else batch.asked.keep(logits)
+        for each in batch.passes:
+            each.apply(logits, positions)
+        drawn = batch.draw(logits, positions)
+        for each in batch.passes:
+            each.remember(drawn)
+        if batch.asked is None or raw is None:
+            return Drawn(drawn)
+        return Drawn(drawn, batch.asked.score(raw, drawn))
 
+    def score(
+        self,
+        logits: Tensor,  # [tokens, vocabulary]
+        next_tokens: Tensor,  # [tokens] int64
+        num_best: int,
+    ) -> tuple[TokenLogprob, ...]:
+        """How likely each of the given tokens was, and the most likely ones: for prompts."""
+        size = max(_SCORED_BYTES // (4 * self._vocab_size), 1)
+        next_tokens = next_tokens.to(self._device)
+        scored: list[TokenLogprob] = []
+        for part, tokens in zip(torch.split(logits, size), torch.split(next_tokens, size), strict=True):
+            scored += TokenScores.of(part.float(), tokens, num_best).read([num_best] * len(tokens))
+        return tuple(scored)
 
-def _shape(logits: Tensor, state: RowSampling, num_generated: int) -> None:
-    """Masks, bias and penalties of one row [vocabulary], in place."""
-    if state.allowed is not None:
-        kept = logits[state.allowed]
-        logits.fill_(-torch.inf).index_copy_(0, state.allowed, kept)
-    if state.held_back is not None and num_generated < state.sampling.min_tokens:
-        logits[state.held_back] = -torch.inf
-    if state.biased is not None and state.bias is not None:
-        logits.index_add_(0, state.biased, state.bias)
-    if state.counts is not None and state.in_prompt is not None:
-        _penalize(logits, state.counts, state.in_prompt, state)
-
-
-def _penalize(logits: Tensor, counts: Tensor, in_prompt: Tensor, state: RowSampling) -> None:
-    """Repetition scales what occurred anywhere; frequency and presence lower what was generated."""
-    sampling = state.sampling
-    generated = counts > 0
-    if sampling.repetition_penalty != 1.0:
-        penalty = sampling.repetition_penalty
-        scaled = torch.where(logits > 0, logits / penalty, logits * penalty)
-        logits.copy_(torch.where(generated | in_prompt, scaled, logits))
-    logits.sub_(counts, alpha=sampling.frequency_penalty)
-    logits.sub_(generated.float(), alpha=sampling.presence_penalty)
-
-
-def _draw(
-    logits: Tensor, states: Sequence[RowSampling], positions: Sequence[int]
-) -> Tensor:  # [samples] int64
-    random = [index for index, state in enumerate(states) if not state.sampling.greedy]
-    if len(random) == len(states):
-        return _draw_random(logits, states, positions)
-    chosen = logits.argmax(-1)
-    if random:
-        drawing, at = [states[index] for index in random], [positions[index] for index in random]
-        chosen[random] = _draw_random(logits[random], drawing, at)
-    return chosen
-
-
-def _draw_random(logits: Tensor, states: Sequence[RowSampling], positions: Sequence[int]) -> Tensor:
-    samplings = [state.sampling for state in states]
-    logits.div_(torch.tensor([[each.temperature] for each in samplings]))
-    if any(each.top_k or each.top_p < 1.0 or each.min_p for each in samplings):
-        filter_logits(
-            logits,
-            torch.tensor([each.top_k for each in samplings]),
-            torch.tensor([each.top_p for each in samplings]),
-            torch.tensor([each.min_p for each in samplings]),
-        )
-    return draw(
-        logits, uniform(torch.tensor([state.seed for state in states]), torch.tensor(list(positions)))
-    )
-
-
-def _logprobs(raw: Tensor, drawn: Tensor, widths: Sequence[int]) -> list[TokenLogprob]:
-    """Of raw log-probabilities [rows, vocabulary]: the drawn token's own, its rank, and the best alternatives."""
-    own = raw.gather(1, drawn[:, None])
-    ranks = ((raw > own).sum(-1) + 1).tolist()
-    best = raw.topk(min(max(widths), raw.shape[-1]))
-    values, ids = best.values.tolist(), best.indices.tolist()
-    return [
-        TokenLogprob(logprob, rank, tuple(zip(ids[index][:width], values[index][:width], strict=True)))
-        for index, (logprob, rank, width) in enumerate(
-            zip(own.flatten().tolist(), ranks, widths, strict=True)
-        )
-    ]
+    def _batch_of(self, rows: Tensor) -> SamplingBatch:
+        """Mostly the same rows draw step after step."""
+        column = rows.numpy()
+        key = column.tobytes()
+        if self._batch is None or key != self._batch_rows:
+            listed = column.tolist()
+            passes = (
+                *self._edits.batch(listed),
+                *self._bad_words.batch(listed),
+                *self._penalties.batch(listed),
+            )
+            self._batch = SamplingBatch.of(self._columns, column, passes, self._vocab_size, self._device)
+            self._batch_rows = key
+        return self._batch

@@ -1,66 +1,76 @@
-"""What the sampler keeps of each row from its start to its end. Made from `RowStart`; read by `sampler.py`."""
+"""How each row wants its tokens drawn, in columns: from `RowStart` to the row's end. Read by `sampling_batch.py`.
+
+Columns lie on the host: the batch's tensors are made from them when the rows of a step change, not every step.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import enum
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from protocol.sampling import SamplingParams
-from protocol.tokens import TOKEN_BYTES, unpack_tokens
+from protocol.tokens import TOKEN_BYTES
 from workers.step_plan import RowStart
 
 
-@dataclass(frozen=True, slots=True)
-class RowSampling:
-    """Tensors are None where the request did not ask for them: most rows carry none."""
+class Wish(enum.IntFlag):
+    """What a row asks of the sampler beyond the most likely token."""
 
-    sampling: SamplingParams
-    seed: int  # as a signed 64-bit number
-    num_prompt_tokens: int
-    held_back: Tensor | None  # [n] int64, ids that may not come before min_tokens
-    allowed: Tensor | None  # [n] int64, no other id may come
-    biased: Tensor | None  # [n] int64, distinct
-    bias: Tensor | None  # [n] fp32
-    counts: Tensor | None  # [vocabulary] fp32, how often each id was generated; kept up by the sampler
-    in_prompt: Tensor | None  # [vocabulary] bool
-
-    @classmethod
-    def start(cls, start: RowStart, vocab_size: int, eos_token_ids: tuple[int, ...]) -> RowSampling:
-        sampling = start.sampling
-        penalized = _penalizes(sampling)
-        stops = (*sampling.stop_token_ids, *(() if sampling.ignore_eos else eos_token_ids))
-        bias = {token: value for token, value in sampling.logit_bias if 0 <= token < vocab_size}
-        return cls(
-            sampling=sampling,
-            seed=(start.seed + 2**63) % 2**64 - 2**63,
-            num_prompt_tokens=len(start.prompt) // TOKEN_BYTES,
-            held_back=_ids(stops, vocab_size) if sampling.min_tokens > 0 else None,
-            allowed=_ids(sampling.allowed_token_ids, vocab_size),
-            biased=_ids(bias, vocab_size),
-            bias=torch.tensor(list(bias.values())) if bias else None,
-            counts=_count(start.generated, vocab_size) if penalized else None,
-            in_prompt=_count(start.prompt, vocab_size) > 0 if penalized else None,
-        )
-
-    @property
-    def shapes_logits(self) -> bool:
-        """Whether anything changes the logits before temperature and cuts."""
-        return any(each is not None for each in (self.held_back, self.allowed, self.biased, self.counts))
+    RUNNING = 1  # the row is in use
+    RANDOM = 2
+    TEMPERATURE = 4  # one other than 1
+    MIN_P = 8
+    TOP_K = 16
+    TOP_P = 32
+    LOGPROBS = 64
+    CUTS = MIN_P | TOP_K | TOP_P
 
 
-def _penalizes(sampling: SamplingParams) -> bool:
-    return bool(sampling.presence_penalty or sampling.frequency_penalty or sampling.repetition_penalty != 1.0)
+class SamplingColumns:
+    """One number a row. Values of a row that does not run are of no meaning."""
+
+    def __init__(self, max_rows: int) -> None:
+        self.wishes = np.zeros(max_rows, np.int64)
+        self.temperature = np.ones(max_rows, np.float32)
+        self.min_p = np.zeros(max_rows, np.float32)  # 0: off
+        self.top_k = np.zeros(max_rows, np.int64)  # 0: off
+        self.top_p = np.ones(max_rows, np.float64)  # 1: off
+        self.seed = np.zeros(max_rows, np.int64)
+        self.num_logprobs = np.zeros(max_rows, np.int64)  # alternatives beside the drawn token
+
+    def start(self, start: RowStart, vocab_size: int) -> None:
+        row, sampling = start.row, start.sampling
+        top_k = sampling.top_k if sampling.top_k < vocab_size else 0
+        self.temperature[row] = sampling.temperature
+        self.min_p[row] = sampling.min_p
+        self.top_k[row] = top_k
+        self.top_p[row] = sampling.top_p
+        self.seed[row] = (start.seed + 2**63) % 2**64 - 2**63
+        self.num_logprobs[row] = sampling.logprobs or 0
+        self.wishes[row] = _wishes(start, top_k)
+
+    def end(self, row: int) -> None:
+        self.wishes[row] = 0
 
 
-def _ids(ids: Iterable[int], vocab_size: int) -> Tensor | None:
-    """Ids beyond the vocabulary are dropped: admission refuses them, and no row may spoil the others' step."""
-    known = [token for token in ids if 0 <= token < vocab_size]
-    return torch.tensor(known) if known else None
+def num_prompt_tokens(start: RowStart) -> int:
+    return len(start.prompt) // TOKEN_BYTES
 
 
-def _count(tokens: bytes, vocab_size: int) -> Tensor:
-    ids = torch.tensor(unpack_tokens(tokens), dtype=torch.int64)
-    return torch.bincount(ids, minlength=vocab_size)[:vocab_size].float()
+def _wishes(start: RowStart, top_k: int) -> Wish:
+    sampling = start.sampling
+    wishes = Wish.RUNNING
+    if sampling.logprobs is not None:
+        wishes |= Wish.LOGPROBS
+    if sampling.greedy:
+        return wishes  # whatever cuts the distribution leaves its most likely token
+    wishes |= Wish.RANDOM
+    for asked, wish in (
+        (sampling.temperature != 1.0, Wish.TEMPERATURE),
+        (sampling.min_p > 0.0, Wish.MIN_P),
+        (top_k > 0, Wish.TOP_K),
+        (sampling.top_p < 1.0, Wish.TOP_P),
+    ):
+        if asked:
+            wishes |= wish
+    return wishes

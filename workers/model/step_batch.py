@@ -1,20 +1,23 @@
 """From a `StepPlan` to the tensors of one forward pass. Owns the rows' block tables, which plans only add to.
 
 Rows are laid out so that those with one query come first, shortest first: attention then reads neighbours together.
-The drawn tokens keep the plan's order.
+What is drawn keeps the plan's order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from kernels.paged_attention import QueryRow, TorchPagedAttention
+from kernels.attention_variant import PagedAttention, QueryRow
 from workers.model.decoder import ForwardBatch
-from workers.step_plan import RowStep
+from workers.step_plan import StepPlan
+
+Numbers = NDArray[np.int64]  # one axis
 
 
 class BlockTables:
@@ -39,41 +42,83 @@ class BlockTables:
         return self._lengths[row]
 
 
+@dataclass(frozen=True, slots=True)
+class RowLayout:
+    """Every row of a step, in the plan's order: decodes, then chunks."""
+
+    rows: Numbers
+    starts: Numbers  # position of the row's first token
+    counts: Numbers  # its tokens in this step
+    begins: Numbers  # where its tokens begin in the batch
+    order: Numbers  # rows as they lie in the batch
+    drawing: Numbers  # the rows that draw, as indices of the columns above
+
+    @property
+    def drawn_rows(self) -> Numbers:
+        return self.rows[self.drawing]
+
+    @property
+    def drawn_positions(self) -> Numbers:
+        """Of the tokens to draw."""
+        return (self.starts + self.counts)[self.drawing]
+
+    @property
+    def last_places(self) -> Numbers:
+        """Where in the batch the tokens lie after which one is drawn."""
+        return (self.begins + self.counts - 1)[self.drawing]
+
+
+def lay_out(plan: StepPlan) -> RowLayout:
+    num_decodes, chunks = plan.num_decodes, plan.chunks
+    rows = np.concatenate([_column(plan.decode_rows), np.array([each.row for each in chunks], np.int64)])
+    starts = np.concatenate(
+        [_column(plan.decode_starts), np.array([each.start for each in chunks], np.int64)]
+    )
+    counts = np.ones(len(rows), np.int64)
+    counts[num_decodes:] = [each.num_tokens for each in chunks]
+    order = np.lexsort((starts, counts > 1))
+    begins = np.empty_like(counts)
+    begins[order] = counts[order].cumsum() - counts[order]
+    sampling = [num_decodes + index for index, each in enumerate(chunks) if each.sample]
+    drawing = np.concatenate([np.arange(num_decodes), np.array(sampling, np.int64)])
+    return RowLayout(rows, starts, counts, begins, order, drawing)
+
+
 def build_batch(
-    rows: Sequence[RowStep], tables: BlockTables, attention: TorchPagedAttention, block_size: int
+    plan: StepPlan,
+    layout: RowLayout,
+    wanted: Numbers,  # places in the batch of the tokens after which something is drawn or scored
+    last_tokens: Numbers,  # [rows]: the newest token of each
+    tables: BlockTables,  # they hold the step's new blocks already
+    attentions: Sequence[PagedAttention],
+    block_size: int,
 ) -> ForwardBatch:
-    """The tables already hold the step's new blocks."""
-    order = sorted(range(len(rows)), key=lambda index: _layout_key(rows[index]))
-    queries = [QueryRow(rows[index].row, rows[index].start, len(rows[index].token_ids)) for index in order]
-    row_ids, positions = _positions(queries)
-    blocks = tables.array[row_ids, positions // block_size]
+    order, rows = layout.order, layout.rows
+    columns = zip(
+        rows[order].tolist(), layout.starts[order].tolist(), layout.counts[order].tolist(), strict=True
+    )
+    queries = [QueryRow(*column) for column in columns]
+    counts = layout.counts[order]
+    token_rows = np.repeat(rows[order], counts)
+    positions = np.repeat(layout.starts[order] - layout.begins[order], counts) + np.arange(counts.sum())
+    blocks = tables.array[token_rows, positions // block_size]
     return ForwardBatch(
-        token_ids=torch.tensor(list(chain.from_iterable(rows[index].token_ids for index in order))),
+        token_ids=torch.from_numpy(_token_ids(plan, layout, last_tokens)),
         positions=torch.from_numpy(positions),
         slots=torch.from_numpy(blocks * block_size + positions % block_size),
-        attention=attention.plan(queries, tables.tensor),
-        sampled=torch.tensor(_last_tokens(rows, order), dtype=torch.int64),
+        attention=tuple(each.plan(queries, tables.tensor) for each in attentions),
+        wanted=torch.from_numpy(wanted),
     )
 
 
-def _layout_key(row: RowStep) -> tuple[bool, int]:
-    return len(row.token_ids) > 1, row.start
+def _token_ids(plan: StepPlan, layout: RowLayout, last_tokens: Numbers) -> Numbers:
+    token_ids = np.empty(layout.counts.sum(), np.int64)
+    num_decodes = plan.num_decodes
+    token_ids[layout.begins[:num_decodes]] = last_tokens[layout.rows[:num_decodes]]
+    for chunk, begin in zip(plan.chunks, layout.begins[num_decodes:].tolist(), strict=True):
+        token_ids[begin : begin + chunk.num_tokens] = _column(chunk.token_ids)
+    return token_ids
 
 
-def _positions(queries: Sequence[QueryRow]) -> tuple[np.ndarray, np.ndarray]:
-    """Of every token: its row and its position."""
-    counts = np.array([query.num_queries for query in queries])
-    starts = np.array([query.start for query in queries])
-    row_ids = np.repeat([query.row for query in queries], counts)
-    offsets = np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts)
-    return row_ids, np.repeat(starts, counts) + offsets
-
-
-def _last_tokens(rows: Sequence[RowStep], order: Sequence[int]) -> list[int]:
-    """Where the last token of each row that draws lies in the batch; in the plan's order."""
-    last: dict[int, int] = {}
-    end = 0
-    for index in order:
-        end += len(rows[index].token_ids)
-        last[index] = end - 1
-    return [last[index] for index, row in enumerate(rows) if row.sample]
+def _column(packed: bytes) -> Numbers:
+    return np.frombuffer(packed, "<i4").astype(np.int64)

@@ -1,6 +1,6 @@
 """Loads one rank's weights: tensor by tensor from the checkpoint, straight into the fused, packed form they run in.
 
-Called by `cpu_runner.py` once, at its start. At no time does more than one layer exist twice.
+Called by `cpu_runner.py` once, at its start. At no time does more than one linear layer exist twice.
 """
 
 from __future__ import annotations
@@ -14,7 +14,17 @@ from torch import Tensor
 
 from kernels.linear import Linear
 from workers.model.checkpoint import Checkpoint
-from workers.model.weight_layout import DecoderLayout, LayerLayout, LinearLayout, Piece
+from workers.model.layout_parts import (
+    DecoderLayout,
+    ExpertsLayout,
+    LayerLayout,
+    LinearLayout,
+    MlpLayout,
+    NormLayout,
+)
+from workers.model.own_pages import empty_pages
+from workers.model.weight_layout import divided_vocabulary
+from workers.model.weight_piece import Piece
 from workers.shard import Shard
 
 PackLinear = Callable[[Tensor, Tensor | None], Linear]
@@ -22,20 +32,44 @@ Progress = Callable[[int, int], None]  # tensors loaded, tensors in all
 
 
 @dataclass(frozen=True, slots=True)
-class LayerWeights:
-    attention_norm: Tensor  # [hidden]
-    qkv: Linear
-    o: Linear
-    mlp_norm: Tensor  # [hidden]
+class NormWeights:
+    weight: Tensor  # [hidden], or [head_dim] of a head's norm
+    bias: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class MlpWeights:
     gate_up: Linear
     down: Linear
 
 
 @dataclass(frozen=True, slots=True)
+class ExpertsWeights:
+    router: Linear
+    experts: tuple[MlpWeights, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerWeights:
+    attention_norm: NormWeights
+    qkv: Linear
+    q_norm: NormWeights | None
+    k_norm: NormWeights | None
+    o: Linear
+    attention_post_norm: NormWeights | None
+    mlp_norm: NormWeights | None
+    mlp: MlpWeights | ExpertsWeights
+    mlp_post_norm: NormWeights | None
+
+
+@dataclass(frozen=True, slots=True)
 class DecoderWeights:
-    embedding: Tensor  # [vocabulary, hidden], whole on every rank: one exchange less per step
+    embedding: Tensor  # [vocabulary, embedding size], whole on every rank: one exchange less per step
+    positions: Tensor | None  # [rows, hidden]
+    project_in: Linear | None
     layers: tuple[LayerWeights, ...]
-    final_norm: Tensor  # [hidden]
+    final_norm: NormWeights | None
+    project_out: Linear | None
     lm_head: Linear  # to this rank's part of the vocabulary, padded to equal parts
 
 
@@ -50,7 +84,7 @@ def load_weights(
     """Closes the checkpoint. Raises UnsupportedModel naming tensors that are missing, misshapen or left over."""
     pieces = list(layout.pieces())
     with closing(checkpoint):
-        checkpoint.check(pieces, layout.ignored)
+        checkpoint.check(pieces, layout.ignored, layout.prefix)
         return _Loader(checkpoint, shard, dtype, pack, len(pieces), on_progress).decoder(layout)
 
 
@@ -74,19 +108,45 @@ class _Loader:
 
     def decoder(self, layout: DecoderLayout) -> DecoderWeights:
         embedding = self._tensor(layout.embedding)
-        layers = tuple(self._layer(layer) for layer in layout.layers)
-        final_norm = self._tensor(layout.final_norm)
-        return DecoderWeights(embedding, layers, final_norm, self._lm_head(layout, embedding))
+        return DecoderWeights(
+            embedding=embedding,
+            positions=None if layout.positions is None else self._tensor(layout.positions),
+            project_in=None if layout.project_in is None else self._linear(layout.project_in),
+            layers=tuple(self._layer(layer) for layer in layout.layers),
+            final_norm=self._norm(layout.final_norm),
+            project_out=None if layout.project_out is None else self._linear(layout.project_out),
+            lm_head=self._lm_head(layout, embedding),
+        )
 
     def _layer(self, layout: LayerLayout) -> LayerWeights:
+        attention_norm = self._norm(layout.attention_norm)
+        assert attention_norm is not None, "every layer has one"
         return LayerWeights(
-            attention_norm=self._tensor(layout.attention_norm),
+            attention_norm=attention_norm,
             qkv=self._linear(layout.qkv),
+            q_norm=self._norm(layout.q_norm),
+            k_norm=self._norm(layout.k_norm),
             o=self._linear(layout.o),
-            mlp_norm=self._tensor(layout.mlp_norm),
-            gate_up=self._linear(layout.gate_up),
-            down=self._linear(layout.down),
+            attention_post_norm=self._norm(layout.attention_post_norm),
+            mlp_norm=self._norm(layout.mlp_norm),
+            mlp=self._experts(layout.mlp) if isinstance(layout.mlp, ExpertsLayout) else self._mlp(layout.mlp),
+            mlp_post_norm=self._norm(layout.mlp_post_norm),
         )
+
+    def _experts(self, layout: ExpertsLayout) -> ExpertsWeights:
+        return ExpertsWeights(self._linear(layout.router), tuple(map(self._mlp, layout.experts)))
+
+    def _mlp(self, layout: MlpLayout) -> MlpWeights:
+        return MlpWeights(self._linear(layout.gate_up), self._linear(layout.down))
+
+    def _norm(self, layout: NormLayout | None) -> NormWeights | None:
+        if layout is None:
+            return None
+        if layout.weight is None:
+            return NormWeights(torch.ones(layout.size, dtype=self._dtype), None)
+        weight = self._read(layout.weight).float()
+        weight = (weight + 1.0 if layout.spec.one_plus else weight).to(self._dtype, copy=True)
+        return NormWeights(weight, None if layout.bias is None else self._tensor(layout.bias))
 
     def _linear(self, layout: LinearLayout) -> Linear:
         weight = self._fused(layout.weights)
@@ -97,34 +157,35 @@ class _Loader:
 
     def _lm_head(self, layout: DecoderLayout, embedding: Tensor) -> Linear:
         """Every rank's part is as wide as the first one's, so that they can be gathered."""
-        piece = layout.lm_head or Piece(layout.embedding.name, layout.embedding.shape, axis=0)
-        part = embedding[piece.part(self._shard)] if layout.lm_head is None else self._tensor(piece)
-        missing = -(-piece.shape[0] // self._shard.size) - part.shape[0]
-        if missing:
-            part = torch.cat([part, part.new_zeros(missing, part.shape[1])])
+        vocabulary, size = layout.embedding.shape
+        width = -(-vocabulary // self._shard.size)
+        if layout.lm_head is not None:
+            return self._pack(self._filled((layout.lm_head,), width), None)
+        (own,) = divided_vocabulary(layout.embedding.name, (vocabulary, size)).parts(self._shard)
+        part = embedding[own]
+        if len(part) < width:
+            part = torch.cat([part, part.new_zeros(width - len(part), size)])
         return self._pack(part, None)
 
+    def _tensor(self, piece: Piece) -> Tensor:
+        return self._fused((piece,))
+
     def _fused(self, pieces: tuple[Piece, ...]) -> Tensor:
-        """Several tensors one below the other, each copied once to its place."""
-        if len(pieces) == 1:
-            return self._tensor(pieces[0])
-        sizes = [self._num_rows(piece) for piece in pieces]
-        fused = torch.empty(sum(sizes), *pieces[0].shape[1:], dtype=self._dtype)
-        for piece, target in zip(pieces, torch.split(fused, sizes), strict=True):
-            target.copy_(self._read(piece))
+        """Several tensors one below the other."""
+        return self._filled(pieces, sum(piece.part_shape(self._shard)[0] for piece in pieces))
+
+    def _filled(self, pieces: tuple[Piece, ...], num_rows: int) -> Tensor:
+        """Each piece copied once to its place; what they leave free at the end is zero."""
+        fused = empty_pages((num_rows, *pieces[0].part_shape(self._shard)[1:]), self._dtype)
+        end = 0
+        for piece in pieces:
+            start, end = end, end + piece.part_shape(self._shard)[0]
+            fused[start:end].copy_(self._read(piece))
+        fused[end:].zero_()
         return fused
 
-    def _num_rows(self, piece: Piece) -> int:
-        if piece.axis != 0:
-            return piece.shape[0]
-        part = piece.part(self._shard)
-        return int(part.stop - part.start)
-
-    def _tensor(self, piece: Piece) -> Tensor:
-        """A copy of our own: what safetensors hands out may be a view of the file."""
-        return self._read(piece).to(self._dtype, copy=True, memory_format=torch.contiguous_format)
-
     def _read(self, piece: Piece) -> Tensor:
+        """What safetensors hands out may be a view of the file."""
         tensor = self._checkpoint.read(piece, self._shard)
         self._num_loaded += 1
         if self._on_progress is not None:

@@ -1,57 +1,46 @@
-"""Who gets a step's prefill budget first. Asked by `scheduler.py` once a step; knows no blocks and no budget.
+"""Who gets a step's prefill budget first: the border between `prefill.py`, which asks, and the orders that answer.
 
-An order holds every sequence that still has tokens to prefill, whether it has begun or not.
+An order holds every sequence that still has tokens to prefill, whether it has begun or not. It knows no blocks, no
+rows and no budget, and reads no clock, so that a simulation can compare orders. Ours are in `admission_orders.py`.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Protocol
 
 from workers.scheduling.sequence import Sequence
 
+ASSUMED_PREFILL_S_PER_TOKEN = 1 / 16_000  # of a replica that has not measured its own yet
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """All that an order may know beside the sequences."""
+
+    now_s: float  # a monotonic clock, of the engine or simulated
+    prefill_s_per_token: float
+    num_uncached: Callable[[Sequence], int]  # tokens left to prefill, the cache re-read for those not begun
+
 
 class AdmissionOrder(Protocol):
-    """Iterated anew each step, and not changed meanwhile. Better priority classes always come first."""
-
     def add(self, sequence: Sequence) -> None: ...
 
     def remove(self, sequence: Sequence) -> None: ...
 
     def __contains__(self, sequence: Sequence) -> bool: ...
 
-    def __iter__(self) -> Iterator[Sequence]: ...
-
     def __len__(self) -> int: ...
 
-
-class FirstComeFirstServed:
-    """By priority class, then by arrival. A preempted sequence gets its old place back."""
-
-    __slots__ = ("_queue",)
-
-    def __init__(self) -> None:
-        self._queue: list[Sequence] = []
-
-    def add(self, sequence: Sequence) -> None:
-        assert sequence not in self, "a sequence queues once"
-        insort(self._queue, sequence, key=_place)
-
-    def remove(self, sequence: Sequence) -> None:
-        assert sequence in self, "only a queued sequence can leave"
-        del self._queue[bisect_left(self._queue, _place(sequence), key=_place)]
-
-    def __contains__(self, sequence: Sequence) -> bool:
-        at = bisect_left(self._queue, _place(sequence), key=_place)
-        return at < len(self._queue) and self._queue[at] is sequence
-
-    def __iter__(self) -> Iterator[Sequence]:
-        return iter(self._queue)
-
-    def __len__(self) -> int:
-        return len(self._queue)
+    def ranked(self, moment: Moment) -> Iterable[Sequence]:
+        """All of them, the best first, anew each step. The order is not changed while it is read."""
+        ...
 
 
-def _place(sequence: Sequence) -> tuple[int, int, int]:
-    return sequence.live.request.priority, sequence.live.arrival, sequence.index
+def aged_class(sequence: Sequence, now_s: float, ageing_s: float | None) -> int:
+    """Its priority class, better by one for every `ageing_s` that it has waited; None: it stays what it is."""
+    priority = sequence.live.request.priority
+    if ageing_s is None:
+        return priority
+    return priority - int((now_s - sequence.waiting_since_s) / ageing_s)

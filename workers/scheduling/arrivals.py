@@ -23,7 +23,7 @@ class Arrivals:
         self._eos_ids = frozenset(facts.eos_token_ids)
         self._num_arrived = 0
 
-    def open(self, request: Request) -> LiveRequest:
+    def open(self, request: Request, now_s: float) -> LiveRequest:
         """The request with its sequences, hashed. Raises InvalidRequest or ContextLengthExceeded."""
         self._check_sampling(request)
         prompt = self._checked(request.prompt)
@@ -31,7 +31,7 @@ class Arrivals:
         lengths = self._lengths(request, max(map(len, generated)))
         digests = self._digests(request)
         self._num_arrived += 1
-        live = LiveRequest(request, self._num_arrived)
+        live = LiveRequest(request, self._num_arrived, now_s)
         for index in request.live_indices:
             tokens = prompt + generated[index % len(generated)]
             table = self._kv.table(tokens, list(digests), request.isolation)

@@ -1,6 +1,7 @@
 """Hands out what is left of a step's budget as chunks of prefill, and admits waiting sequences meanwhile.
 
-Called by `scheduler.py` once a step, after the decodes. The order of the candidates is `admission.py`'s.
+Called by `scheduler.py` once a step, after the decodes. Who comes first is the order's matter (`admission.py`), what
+is cached already that of `matches.py`, who must leave for a better class that of `displacement.py`.
 """
 
 from __future__ import annotations
@@ -10,14 +11,16 @@ import enum
 from protocol.tokens import pack_tokens
 from workers.kv.kv_cache import KvCache
 from workers.kv.prefix_cache import PrefixNode
-from workers.scheduling.admission import AdmissionOrder
+from workers.scheduling.admission import AdmissionOrder, Moment, aged_class
+from workers.scheduling.displacement import Displacement
 from workers.scheduling.load_meter import LoadMeter
+from workers.scheduling.matches import Matches
 from workers.scheduling.plan_draft import PlanDraft
 from workers.scheduling.prompt_holds import PromptHolds
 from workers.scheduling.running import Running
 from workers.scheduling.scheduler_config import SchedulerConfig
 from workers.scheduling.sequence import Sequence
-from workers.step_plan import RowStart, RowStep
+from workers.step_plan import Chunk, RowStart
 
 RESERVED_SHARE = 100  # while others run, one block in so many is left to them at an admission
 
@@ -25,13 +28,24 @@ RESERVED_SHARE = 100  # while others run, one block in so many is left to them a
 class Admission(enum.Enum):
     ADMITTED = enum.auto()
     LATER = enum.auto()  # waits for something of its own; others may go first
-    NO_ROOM = enum.auto()  # no row, no blocks, or enough begun; nobody behind it may overtake
+    CROWDED = enum.auto()  # enough are begun; only those may overtake whose prefill ends in this step
+    NO_ROOM = enum.auto()  # no row or no blocks; nobody behind it may overtake
 
 
 class Prefill:
     """Owns nothing: the scheduler's parts, seen from the side of the sequences that are not decoding yet."""
 
-    __slots__ = ("_config", "_holds", "_kv", "_meter", "_running", "order")
+    __slots__ = (
+        "_config",
+        "_displacement",
+        "_holds",
+        "_kv",
+        "_meter",
+        "_now_s",
+        "_running",
+        "matches",
+        "order",
+    )
 
     def __init__(
         self,
@@ -47,31 +61,48 @@ class Prefill:
         self._running = running
         self._holds = holds
         self._meter = meter
+        self._displacement = Displacement(kv, running, holds)
+        self._now_s = 0.0  # when a step was planned last
+        self.matches = Matches(kv, running, meter)
         self.order = order
 
     def queue(self, sequence: Sequence) -> None:
         """New, forked or preempted: all its tokens are to be computed, but those found in the cache."""
         if sequence not in self.order:
             self.order.add(sequence)
-        if self._forks(sequence):
-            num_cached = sequence.lengths.prompt - 1
-        else:
-            num_cached = len(self._lookup(sequence)) * self._kv.block_size
-        self._meter.set_backlog(sequence, len(sequence.tokens) - num_cached)
+            if sequence.started:  # it has decoded since: what it waited for before that is settled
+                sequence.waiting_since_s = self._now_s
+        self._meter.set_backlog(sequence, len(sequence.tokens))
+        self.matches.num_uncached(sequence)
 
-    def plan(self, draft: PlanDraft) -> None:
+    def to_displace(self, moment: Moment) -> list[Sequence]:
+        """Who must be preempted for the best of those waiting, which is of a better class and has no room.
+
+        To be asked before the step's decodes are planned, for their rows and blocks are used again in the same step.
+        """
+        self._now_s = moment.now_s
+        claimant = self._claimant(moment)
+        if claimant is None:
+            return []
+        return self._displacement.victims(claimant, self.matches.shared_blocks(claimant), self._reserve())
+
+    def plan(self, draft: PlanDraft, moment: Moment) -> None:
         """Chunks for begun and newly admitted sequences, in order, while budget is left."""
-        admitting = True
-        budget = self._config.max_num_batched_tokens - len(draft.rows)
+        self._now_s = moment.now_s
+        admitting, crowded = True, False
+        budget = self._config.max_num_batched_tokens - len(draft.decode_rows)
         num_begun = len(self._running.begun)
-        for sequence in self.order:
+        for sequence in self.order.ranked(moment):
             if budget == 0 or not (admitting or num_begun):
                 break
             if sequence.row is not None:
                 num_begun -= 1
+            elif not admitting or (crowded and sequence.backlog_tokens > budget):
+                continue
             else:
-                admission = self._admit(sequence, draft) if admitting else Admission.NO_ROOM
+                admission = self._admit(sequence, budget, draft)
                 admitting = admission is not Admission.NO_ROOM
+                crowded = crowded or admission is Admission.CROWDED
                 if admission is not Admission.ADMITTED:
                     continue
             budget -= self._add_chunk(sequence, budget, draft)
@@ -84,8 +115,11 @@ class Prefill:
         end = min(start + budget, len(sequence.tokens))
         last = end == len(sequence.tokens)
         samples = last and sequence.samples
-        token_ids = tuple(sequence.tokens[start:end])
-        draft.rows.append(RowStep(row, start, token_ids, sequence.table.take_new_blocks(), samples))
+        draft.chunks.append(Chunk(row, start, pack_tokens(sequence.tokens[start:end]), samples))
+        draft.prefilling.append(sequence)
+        new_blocks = sequence.table.take_new_blocks()
+        if new_blocks:
+            draft.grown.append((row, new_blocks))
         sequence.num_computed = end
         self._kv.fill(sequence.table, sequence.tokens, end)
         self._meter.set_backlog(sequence, len(sequence.tokens) - end)
@@ -93,22 +127,45 @@ class Prefill:
             self._running.end_prefill(sequence)
             draft.prefilled.append(sequence)
         if samples:
-            draft.sampled.append(sequence)
+            draft.drawing.append(sequence)
         return end - start
 
-    def _admit(self, sequence: Sequence, draft: PlanDraft) -> Admission:
-        if self._running.rows.num_free == 0 or self._too_many_begun(sequence):
+    def _admit(self, sequence: Sequence, budget: int, draft: PlanDraft) -> Admission:
+        matches = self.matches
+        if self._running.rows.num_free == 0:
             return Admission.NO_ROOM
-        matched = [] if self._forks(sequence) else self._lookup(sequence)
-        if not self._forks(sequence) and self._waits(sequence, len(matched)):
+        num_uncached = matches.num_uncached(sequence)
+        if num_uncached > budget and self._too_many_begun(sequence):
+            return Admission.CROWDED
+        if len(self._running) and self._surely_too_large(sequence, num_uncached):
+            return Admission.NO_ROOM
+        matched = [] if matches.forks(sequence) else matches.lookup(sequence)
+        if matches.waits(sequence, len(matched), self._tokens_a_step()):
             return Admission.LATER
         if not self._take_blocks(sequence, matched, draft):
             if len(self._running) or not self._holds.close_all():
                 return Admission.NO_ROOM
-            if not self._take_blocks(sequence, self._lookup(sequence), draft):
+            if not self._take_blocks(sequence, matches.lookup(sequence), draft):
                 return Admission.NO_ROOM
         self._start(sequence, draft)
         return Admission.ADMITTED
+
+    def _claimant(self, moment: Moment) -> Sequence | None:
+        """The best of those waiting, if room is all that it lacks and somebody of a worse class has some."""
+        if len(self.order) == len(self._running.begun):
+            return None
+        budget = self._tokens_a_step()
+        for sequence in self.order.ranked(moment):
+            if sequence.row is not None:
+                budget -= sequence.num_remaining
+                if budget <= 0:
+                    return None
+            elif not self._displacement.is_open_to(sequence):
+                return None
+            elif not self.matches.would_wait(sequence):
+                crowded = sequence.backlog_tokens > budget and self._too_many_begun(sequence)
+                return None if crowded else sequence
+        return None
 
     def _too_many_begun(self, sequence: Sequence) -> bool:
         """Of its class and better ones; so there are too many for all behind it too."""
@@ -116,69 +173,47 @@ class Prefill:
         ahead = sum(begun.live.request.priority <= priority for begun in self._running.begun)
         return ahead >= self._config.max_begun_prefills
 
+    def _surely_too_large(self, sequence: Sequence, num_uncached: int) -> bool:
+        """Without a lookup, which for a long prompt is work, and would be repeated each step while it waits."""
+        size = self._kv.block_size
+        num_shared = (len(sequence.tokens) - num_uncached) // size
+        num_fresh = self._kv.num_blocks_for(len(sequence.tokens)) - num_shared
+        return num_fresh + self._reserve() > self._kv.pool.num_free
+
+    def _tokens_a_step(self) -> int:
+        """What is left to prefill when all that decode now go on."""
+        return self._config.max_num_batched_tokens - len(self._running.decoding)
+
+    def _reserve(self) -> int:
+        return self._kv.pool.num_usable // RESERVED_SHARE if len(self._running) else 0
+
     def _take_blocks(self, sequence: Sequence, matched: list[PrefixNode], draft: PlanDraft) -> bool:
         """Fill its table, all or nothing, and count what was found."""
-        pool, table, tokens = self._kv.pool, sequence.table, sequence.tokens
-        reserve = pool.num_usable // RESERVED_SHARE if len(self._running) else 0
-        live = sequence.live
-        if self._forks(sequence):
+        table, tokens, live = sequence.table, sequence.tokens, sequence.live
+        if self.matches.forks(sequence):
             assert live.hold is not None, "a fork needs the prompt's blocks"
             num_shared = sequence.lengths.prompt - 1
-            copies = self._kv.fork(table, tokens, live.hold, num_shared, reserve)
+            copies = self._kv.fork(table, tokens, live.hold, num_shared, self._reserve())
             if copies is None:
                 return False
             draft.copies += copies
             sequence.num_computed = num_shared
             return True
-        if not self._kv.admit(table, tokens, matched, reserve):
+        if not self._kv.admit(table, tokens, matched, self._reserve()):
             return False
         sequence.num_computed = len(matched) * self._kv.block_size
         if not sequence.started and sequence.index == live.leader:
             live.num_cached_tokens = min(sequence.num_computed, sequence.lengths.prompt)
-        self._kv.count(table, len(tokens), len(matched), sequence.started, self._bypasses(sequence))
+        bypassed = self.matches.bypasses(sequence)
+        self._kv.count(table, len(tokens), len(matched), sequence.started, bypassed)
         return True
 
     def _start(self, sequence: Sequence, draft: PlanDraft) -> None:
         request = sequence.live.request
         generated = pack_tokens(sequence.tokens[sequence.lengths.prompt :])
+        sequence.admitted_class = aged_class(sequence, self._now_s, self._config.priority_ageing_s)
         row = self._running.start(sequence)
         draft.starts.append(
             RowStart(row, request.prompt, generated, request.sampling, sequence.seed, request.adapter)
         )
         self._holds.close_if_unneeded(sequence.live)
-
-    def _waits(self, sequence: Sequence, num_matched: int) -> bool:
-        """Whether somebody is about to compute the next block that it misses, and it can still expect that.
-
-        It waits once in its life, for as many steps as the other's prefill should take.
-        """
-        other = None if self._bypasses(sequence) else self._provider(sequence, num_matched)
-        if other is None:
-            return False
-        if sequence.patience_steps is None:
-            a_step = max(1, self._config.max_num_batched_tokens - len(self._running.decoding))
-            sequence.patience_steps = -(-other.num_remaining // a_step) + 1
-        sequence.patience_steps -= 1
-        return sequence.patience_steps >= 0
-
-    def _provider(self, sequence: Sequence, num_matched: int) -> Sequence | None:
-        digests, limit = sequence.table.digests, (len(sequence.tokens) - 1) // self._kv.block_size
-        if not self._kv.enabled or num_matched >= limit:
-            return None
-        wanted = digests[num_matched]
-        for other in self._running.begun:
-            table = other.table
-            ahead = table.chained and table.num_registered <= num_matched < len(table.digests)
-            if ahead and table.digests[num_matched] == wanted:
-                return other
-        return None
-
-    def _lookup(self, sequence: Sequence) -> list[PrefixNode]:
-        return [] if self._bypasses(sequence) else self._kv.lookup(sequence.table, sequence.tokens)
-
-    def _forks(self, sequence: Sequence) -> bool:
-        return sequence.live.hold is not None and not sequence.started
-
-    def _bypasses(self, sequence: Sequence) -> bool:
-        """Prompt logprobs need every position computed."""
-        return sequence.live.request.sampling.prompt_logprobs is not None

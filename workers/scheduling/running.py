@@ -49,10 +49,11 @@ class Running:
         self._meter.row_given_back(sequence.live)
         sequence.row = None
         sequence.num_computed = 0
+        sequence.announced = False
 
     def last(self) -> Sequence:
         """Whom preemption takes: of the lowest priority class the one admitted last."""
-        return max([*self.begun, *self.decoding], key=_rank)
+        return max([*self.begun, *self.decoding], key=preemption_rank)
 
     def check_integrity(self) -> None:
         rows = []
@@ -63,5 +64,6 @@ class Running:
         assert all(sequence.num_remaining > 0 for sequence in self.begun), "a begun prefill has ended"
 
 
-def _rank(sequence: Sequence) -> tuple[int, int]:
+def preemption_rank(sequence: Sequence) -> tuple[int, int]:
+    """The highest goes first."""
     return sequence.live.request.priority, sequence.admission

@@ -1,7 +1,7 @@
 """Decides what each step computes: decodes first, then chunks of prefill, within a budget of tokens.
 
 Called by the engine's step loop: `schedule` makes a plan, the runner executes it, `complete` takes the drawn tokens.
-Pure: no torch, no Ray, no clock. It knows rows and block ids, not where KV lies, and no text.
+Pure: no torch, no Ray, no clock: the time is told. It knows rows and block ids, not where KV lies, and no text.
 
     add -> waiting -> begun (has a row, prefills) -> decoding -> ended
               ^                 |                       |
@@ -10,13 +10,17 @@ Pure: no torch, no Ray, no clock. It knows rows and block ids, not where KV lies
 
 from __future__ import annotations
 
+from collections import abc, deque
+from dataclasses import dataclass, field
+
 from protocol.block_hash import BlockHasher
 from protocol.errors import InvalidRequest
 from protocol.events import KvEvent
 from protocol.messages import FinishReason, Load, SequenceOutput, TokenLogprob
 from workers.kv.kv_cache import KvCache
 from workers.runner import RunnerFacts
-from workers.scheduling.admission import AdmissionOrder, FirstComeFirstServed
+from workers.scheduling.admission import ASSUMED_PREFILL_S_PER_TOKEN, AdmissionOrder, Moment
+from workers.scheduling.admission_orders import ResponseRatio
 from workers.scheduling.arrivals import Arrivals
 from workers.scheduling.live_request import LiveRequest
 from workers.scheduling.load_meter import LoadMeter
@@ -27,13 +31,22 @@ from workers.scheduling.request import Request
 from workers.scheduling.running import Running
 from workers.scheduling.scheduler_config import SchedulerConfig
 from workers.scheduling.sequence import Ending, Sequence
-from workers.step_plan import RowStep, SampledTokens, StepPlan
+from workers.step_plan import SampledTokens, StepPlan
 
-__all__ = ["Scheduler", "SchedulerConfig"]
+__all__ = ["Scheduler", "SchedulerConfig", "StepOutputs"]
+
+
+@dataclass(slots=True)
+class StepOutputs:
+    """What a step brought: whole outputs, and plain tokens of announced rows as two columns."""
+
+    outputs: list[SequenceOutput] = field(default_factory=list)
+    rows: abc.Sequence[int] = ()
+    tokens: abc.Sequence[int] = ()
 
 
 class Scheduler:
-    """Owns the replica's requests and its KV blocks. Plan and completion alternate."""
+    """Owns the replica's requests and its KV blocks. Plans are completed in their order; several may be in flight."""
 
     def __init__(
         self,
@@ -49,16 +62,17 @@ class Scheduler:
         self._meter = LoadMeter()
         self._running = Running(self.kv, self._meter, config.max_num_seqs)
         self._holds = PromptHolds(self.kv)
-        self._order = FirstComeFirstServed() if order is None else order
+        self._order = ResponseRatio(config.priority_ageing_s) if order is None else order
         self._prefill = Prefill(config, self.kv, self._running, self._order, self._holds, self._meter)
+        self.prefill_s_per_token = ASSUMED_PREFILL_S_PER_TOKEN
         self._step = 0
-        self._flight: PlanDraft | None = None  # scheduled, not completed
+        self._flights: deque[PlanDraft] = deque()  # scheduled, not completed, the oldest first
 
-    def add(self, request: Request) -> None:
+    def add(self, request: Request, now_s: float = 0.0) -> None:
         """Queue a request. Raises InvalidRequest or ContextLengthExceeded when it can never run."""
         if request.request_id in self._requests:
             raise InvalidRequest(f"request {request.request_id!r} is running already", param="request_id")
-        live = self._arrivals.open(request)
+        live = self._arrivals.open(request, now_s)
         self._requests[request.request_id] = live
         self._prefill.queue(live.sequences[0])
 
@@ -77,35 +91,63 @@ class Scheduler:
     def has_work(self) -> bool:
         return bool(self._requests)
 
-    def schedule(self) -> StepPlan | None:
-        """The next step's plan; None when there is nothing to do."""
-        assert self._flight is None, "the previous plan has not been completed"
+    def schedule(self, now_s: float = 0.0) -> StepPlan | None:
+        """The next step's plan; None when nothing can run now.
+
+        What is in flight counts as done, though its tokens are not known yet.
+        """
         draft = PlanDraft()
+        moment = Moment(now_s, self.prefill_s_per_token, self._prefill.matches.num_uncached)
         self._make_room()
+        for sequence in self._prefill.to_displace(moment):
+            self._preempt(sequence)
         self._plan_decodes(draft)
-        self._prefill.plan(draft)
-        if not draft.rows:
-            assert not self._requests, "requests are waiting and none of them can run"
+        self._prefill.plan(draft, moment)
+        if draft.is_empty:
+            assert self._flights or not self._requests, "requests are waiting and none of them can run"
             return None
-        self._flight = draft
+        self._flights.append(draft)
         self._step += 1
         return draft.plan(self._step, self._running.rows.take_ends())
 
-    def complete(self, plan: StepPlan, sampled: SampledTokens) -> list[SequenceOutput]:
-        """Take what the plan's execution drew. A sequence aborted meanwhile gets nothing."""
-        flight = self._flight
-        assert flight is not None and plan.step == self._step, "only the plan just made can be completed"
-        self._flight = None
-        outputs = []
+    def complete(self, sampled: SampledTokens) -> StepOutputs:
+        """Take what the oldest plan's execution drew. A sequence ended or preempted meanwhile gets nothing."""
+        assert self._flights, "no plan is in flight"
+        flight = self._flights.popleft()
+        step = StepOutputs()
+        for index, scored in sampled.prompt_logprobs.items():
+            if flight.prefilling[index] not in flight.lost:
+                flight.prefilling[index].live.add_prompt_logprobs(flight.chunks[index].start, scored)
         for sequence in flight.prefilled:
-            if sequence.row is not None:
+            if sequence not in flight.lost:
                 self._release_siblings(sequence)
                 if not sequence.samples:
-                    outputs.append(self._end(sequence, (), sequence.arrival_ending))
-        for sequence, token, logprob in zip(flight.sampled, sampled.token_ids, sampled.logprobs, strict=True):
-            if sequence.row is not None:
-                outputs.append(self._advance(sequence, token, logprob))
-        return outputs
+                    step.outputs.append(self._end(sequence, (), sequence.arrival_ending))
+        self._take_drawn(flight, sampled, step)
+        return step
+
+    def _take_drawn(self, flight: PlanDraft, sampled: SampledTokens, step: StepOutputs) -> None:
+        """Note every token. Most rows only gain it, and are told as columns; what is left has more to say."""
+        lost, special = flight.lost, []
+        for place, (sequence, token) in enumerate(zip(flight.drawing, sampled.token_ids, strict=True)):
+            if lost and sequence in lost:
+                special.append(place)
+                continue
+            tokens = sequence.tokens
+            tokens.append(token)
+            if token in sequence.stop_ids or len(tokens) >= sequence.most_tokens or not sequence.announced:
+                special.append(place)
+        step.rows, step.tokens = flight.plain(sampled.token_ids, special)
+        for place in special:
+            sequence, token = flight.drawing[place], sampled.token_ids[place]
+            if sequence not in lost:
+                step.outputs.append(self._tell(sequence, token, sampled.logprobs.get(place)))
+
+    def _tell(self, sequence: Sequence, token: int, logprob: TokenLogprob | None) -> SequenceOutput:
+        ending = sequence.ending()
+        if ending is not None:
+            return self._end(sequence, (token,), ending, logprob)
+        return sequence.output((token,), None, logprob)
 
     def load(self) -> Load:
         """Of now. The engine fills in the speeds."""
@@ -118,6 +160,7 @@ class Scheduler:
             num_cached_blocks=pool.num_cached,
             waiting_prefill_tokens=self._meter.backlog_tokens,
             num_preemptions=self._meter.num_preemptions,
+            cache=self.kv.counts,
         )
 
     def take_events(self) -> tuple[KvEvent, ...]:
@@ -139,30 +182,45 @@ class Scheduler:
     def _make_room(self) -> None:
         """A block for each decoding sequence that needs one, by preemption if there is no other way."""
         size = self.kv.block_size
-        for sequence in [each for each in self._running.decoding if each.num_computed % size == 0]:
+        for sequence in [each for each in self._running.decoding if not each.num_computed % size]:
+            if sequence.num_computed >= sequence.most_computed:
+                continue  # its last token is being drawn
             while sequence.row is not None and not self.kv.grow(sequence.table):
                 if not self._holds.close_all():
                     self._preempt(self._running.last())
 
     def _preempt(self, sequence: Sequence) -> None:
         """It computes prompt and generated tokens again, mostly from the cache."""
-        self._running.stop(sequence)
+        self._stop(sequence)
         self._meter.num_preemptions += 1
         self._prefill.queue(sequence)
 
+    def _stop(self, sequence: Sequence) -> None:
+        """Give back row and blocks. What steps in flight draw for it is dropped."""
+        for flight in self._flights:
+            flight.lost.add(sequence)
+        # A block whose last token became known only now can be hit; the newest token's KV is never counted.
+        self.kv.fill(sequence.table, sequence.tokens, min(sequence.num_computed, len(sequence.tokens) - 1))
+        self._running.stop(sequence)
+
     def _plan_decodes(self, draft: PlanDraft) -> None:
         size = self.kv.block_size
-        add = draft.rows.append
+        add_row, add_start = draft.decode_rows.append, draft.decode_starts.append
+        add_drawing = draft.drawing.append
         for sequence in self._running.decoding:
             start = sequence.num_computed
-            end = sequence.num_computed = start + 1
-            fresh = () if start % size else sequence.table.take_new_blocks()
-            if end % size == 0:
-                self.kv.fill(sequence.table, sequence.tokens, end)
-            row = sequence.row
-            assert row is not None, "a decoding sequence has no row"
-            add(RowStep(row, start, (sequence.tokens[-1],), fresh, True))
-        draft.sampled += self._running.decoding
+            if start >= sequence.most_computed:
+                continue
+            sequence.num_computed = start + 1
+            if not start % size:
+                draft.grown.append((sequence.row, sequence.table.take_new_blocks()))  # type: ignore[arg-type]
+                if self._flights:  # the block before ends in a token that has become known only now
+                    self.kv.fill(sequence.table, sequence.tokens, start)
+            if not sequence.num_computed % size and not self._flights:
+                self.kv.fill(sequence.table, sequence.tokens, sequence.num_computed)
+            add_row(sequence.row)  # type: ignore[arg-type]  # what decodes has a row
+            add_start(start)
+            add_drawing(sequence)
 
     def _release_siblings(self, sequence: Sequence) -> None:
         """The prompt has been computed: the request's other sequences may start on it."""
@@ -176,12 +234,6 @@ class Scheduler:
         for sibling in siblings:
             self._prefill.queue(sibling)
 
-    def _advance(self, sequence: Sequence, token: int, logprob: TokenLogprob | None) -> SequenceOutput:
-        ending = sequence.append(token)
-        if ending is None:
-            return sequence.output((token,), None, logprob)
-        return self._end(sequence, (token,), ending, logprob)
-
     def _end(
         self,
         sequence: Sequence,
@@ -191,8 +243,9 @@ class Scheduler:
     ) -> SequenceOutput:
         """Free all that a sequence holds, and its request with the last one."""
         live = sequence.live
+        output = sequence.output(token_ids, ending, logprob)
         if sequence.row is not None:
-            self._running.stop(sequence)
+            self._stop(sequence)
         if sequence in self._order:
             self._order.remove(sequence)
         self._meter.set_backlog(sequence, 0)
@@ -200,7 +253,7 @@ class Scheduler:
         self._holds.close_if_unneeded(live)
         if not live.sequences:
             del self._requests[live.request.request_id]
-        return sequence.output(token_ids, ending, logprob)
+        return output
 
     def check_integrity(self) -> None:
         """Everything is accounted for, once. Valid whenever no call is under way."""
@@ -212,7 +265,9 @@ class Scheduler:
             "the running sequences are not those with a row"
         )
         queued = [each for each in sequences if each not in self._running.decoding and _may_start(each)]
-        assert {id(each) for each in queued} == {id(each) for each in self._order}, "the order is wrong"
+        assert len(queued) == len(self._order) and all(each in self._order for each in queued), (
+            "the order is wrong"
+        )
         assert sum(each.backlog_tokens for each in sequences) == self._meter.backlog_tokens, "a wrong backlog"
         num_active = sum(live.num_rows > 0 for live in self._requests.values())
         assert num_active == self._meter.num_running_requests, "a wrong count of running requests"
@@ -225,11 +280,13 @@ class Scheduler:
             assert computed == 0 and not table.blocks, "a waiting sequence holds blocks"
             return
         assert computed <= len(table.blocks) * self.kv.block_size, "KV without a block"
+        known = min(computed, len(sequence.tokens))
         if table.chained and self.kv.enabled:
-            assert table.num_registered == computed // self.kv.block_size, "a full block is not registered"
+            registered = table.num_registered * self.kv.block_size
+            assert known - 1 - self.kv.block_size < registered <= known, "a full block is not registered"
         if sequence in self._running.decoding:
-            in_flight = self._flight is not None
-            assert computed == len(sequence.tokens) - (not in_flight), "not the n+m-1 rule"
+            in_flight = sum(flight.advances(sequence) for flight in self._flights)
+            assert computed == len(sequence.tokens) - 1 + in_flight, "not the n+m-1 rule"
 
 
 def _may_start(sequence: Sequence) -> bool:

@@ -36,12 +36,16 @@ class Sequence:
 
     __slots__ = (
         "admission",
+        "admitted_class",
+        "announced",
         "arrival_ending",
         "backlog_tokens",
         "eos_ids",
         "index",
         "lengths",
         "live",
+        "most_computed",
+        "most_tokens",
         "num_computed",
         "patience_steps",
         "row",
@@ -50,6 +54,7 @@ class Sequence:
         "stop_ids",
         "table",
         "tokens",
+        "waiting_since_s",
     )
 
     def __init__(
@@ -67,18 +72,24 @@ class Sequence:
         self.tokens = tokens
         self.table = table
         self.lengths = lengths
+        self.most_tokens = lengths.most
         self.seed = sequence_seed(sampling.seed or 0, index)
         self.eos_ids = frozenset() if sampling.ignore_eos else eos_ids
         self.stop_ids = self.eos_ids.union(sampling.stop_token_ids)
         self.row: int | None = None
-        self.num_computed = 0
+        self.num_computed = 0  # tokens whose KV exists, or will when the steps launched so far have run
+        self.announced = False  # the receiver knows its row: plain tokens may come by that alone
         self.admission = 0  # the how-manieth admission its present one was
+        self.admitted_class = live.request.priority  # at its present admission, improved by waiting
+        self.waiting_since_s = live.arrived_s  # for the end of its prefill
         self.started = False  # has been admitted at least once
         self.patience_steps: int | None = (
             None  # how long it still waits for another's blocks; None: has not begun
         )
         self.backlog_tokens = 0  # its share of `LoadMeter.backlog_tokens`
         self.arrival_ending = self._ending_on_arrival()
+        # No decode goes beyond: the last token drawn is never fed.
+        self.most_computed = lengths.most - 1 if self.samples else 0
 
     @property
     def samples(self) -> bool:
@@ -90,19 +101,13 @@ class Sequence:
         """Tokens to compute before the next one can be drawn."""
         return len(self.tokens) - self.num_computed
 
-    def append(self, token: int) -> Ending | None:
-        """A drawn token; the ending when it was the last."""
-        self.tokens.append(token)
-        if token in self.stop_ids or len(self.tokens) >= self.lengths.most:
-            return self._ending()
-        return None
-
     def output(
         self, token_ids: tuple[int, ...], ending: Ending | None, logprob: TokenLogprob | None = None
     ) -> SequenceOutput:
+        """With its row, if from here on plain tokens will say all there is to say of it."""
         live = self.live
         reason, stop_token_id = ending if ending is not None else (None, None)
-        logprobs = None if logprob is None else (logprob,)
+        self.announced = ending is None and logprob is None
         return SequenceOutput(
             live.request.request_id,
             self.index,
@@ -110,10 +115,12 @@ class Sequence:
             live.num_cached_tokens,
             reason,
             stop_token_id,
-            logprobs,
+            None if logprob is None else (logprob,),
+            live.take_prompt_logprobs(),
+            self.row if self.announced else None,
         )
 
-    def _ending(self) -> Ending | None:
+    def ending(self) -> Ending | None:
         """Whether the last token ends it. Stop ids are masked until `min_tokens` tokens have been drawn."""
         token = self.tokens[-1]
         if len(self.tokens) > self.lengths.least:
@@ -125,7 +132,7 @@ class Sequence:
 
     def _ending_on_arrival(self) -> Ending | None:
         if len(self.tokens) > self.lengths.prompt:
-            return self._ending()
+            return self.ending()
         return Ending(FinishReason.LENGTH) if len(self.tokens) >= self.lengths.most else None
 
 

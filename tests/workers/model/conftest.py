@@ -1,4 +1,8 @@
-"""Small random Llamas made with transformers, runners over them, and a driver that makes step plans by hand."""
+"""Small random models made with transformers, runners over them, and a driver that makes step plans by hand.
+
+`family_variants/` holds the models: a file per family with the name of transformers' config class, the values that all
+its variants share, and each variant's own. A test that takes `family_variant` runs once for each of them.
+"""
 
 from __future__ import annotations
 
@@ -15,40 +19,18 @@ from protocol.sampling import SamplingParams
 from protocol.tokens import pack_tokens
 from workers.model.cpu_runner import CpuRunner
 from workers.model.runner_config import RunnerConfig
-from workers.step_plan import RowStart, RowStep, SampledTokens, StepPlan
+from workers.step_plan import Chunk, RowStart, SampledTokens, StepPlan
 from workers.tensor_parallel import TensorParallelGroup
 
 GREEDY = SamplingParams(temperature=0.0)
-TINY = {
-    "vocab_size": 99,
-    "hidden_size": 48,
-    "intermediate_size": 80,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 512,
-    "rms_norm_eps": 1e-5,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "initializer_range": 0.3,  # far from uniform, so that greedy tokens have no near ties
-}
-LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 500.0,
-    "factor": 4.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
-VARIANTS: dict[str, dict[str, Any]] = {
-    "untied_llama3": {"rope_parameters": LLAMA3},
-    "tied": {"tie_word_embeddings": True},
-    "biased_linear": {
-        "attention_bias": True,
-        "mlp_bias": True,
-        "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0},
-    },
+FAMILIES = [
+    json.loads(path.read_text()) for path in sorted(Path(__file__).parent.glob("family_variants/*.json"))
+]
+# A variant's name to its family's config class and all values.
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    name: (family["config_class"], {**family["shared"], **own})
+    for family in FAMILIES
+    for name, own in family["variants"].items()
 }
 
 MakeCheckpoint = Callable[..., Path]
@@ -66,20 +48,25 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> MakeCheckpoint:
 
     def make(variant: str = "untied_llama3") -> Path:
         if variant not in made:
-            made[variant] = _save(tmp_path_factory.mktemp(variant), VARIANTS[variant])
+            made[variant] = _save(tmp_path_factory.mktemp(variant), *VARIANTS[variant])
         return made[variant]
 
     return make
 
 
-def _save(directory: Path, overrides: dict[str, Any]) -> Path:
-    from transformers import LlamaConfig, LlamaForCausalLM
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "family_variant" in metafunc.fixturenames:
+        metafunc.parametrize("family_variant", VARIANTS)
+
+
+def _save(directory: Path, config_class: str, values: dict[str, Any]) -> Path:
+    import transformers
 
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**{**TINY, **overrides}))
+    model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, config_class)(**values))
     with torch.no_grad():
-        for name, tensor in model.named_parameters():
-            if "norm" in name or name.endswith("bias"):
+        for tensor in model.parameters():
+            if tensor.dim() == 1:  # norms and biases start at values that hide mistakes
                 tensor.add_(torch.randn_like(tensor) * 0.2)
     model.save_pretrained(directory)
     return directory
@@ -91,15 +78,38 @@ def reference_logits() -> Callable[[Path, Sequence[int]], torch.Tensor]:
     models: dict[Path, Any] = {}
 
     def logits(directory: Path, tokens: Sequence[int]) -> torch.Tensor:
-        from transformers import LlamaForCausalLM
+        from transformers import AutoConfig, AutoModelForCausalLM
 
         if directory not in models:
-            models[directory] = LlamaForCausalLM.from_pretrained(directory, dtype=torch.float32)
+            # Written out products are the most exact, but Falcon's add ALiBi's biases twice.
+            is_falcon = AutoConfig.from_pretrained(directory).model_type == "falcon"
+            models[directory] = AutoModelForCausalLM.from_pretrained(
+                directory, dtype=torch.float32, attn_implementation="sdpa" if is_falcon else "eager"
+            )
         with torch.inference_mode():
             result: torch.Tensor = models[directory](torch.tensor([list(tokens)])).logits[0]
         return result
 
     return logits
+
+
+@pytest.fixture(scope="session")
+def record_logits() -> Callable[[CpuRunner], list[torch.Tensor]]:
+    """From here on, every logits tensor [samples, vocabulary] that a runner's decoder computes is added to the list."""
+
+    def record(runner: CpuRunner) -> list[torch.Tensor]:
+        compute, recorded = runner._decoder.logits, list[torch.Tensor]()
+
+        def compute_and_record(normed: torch.Tensor) -> torch.Tensor | None:
+            logits = compute(normed)
+            if logits is not None:
+                recorded.append(logits.clone())
+            return logits
+
+        runner._decoder.logits = compute_and_record  # type: ignore[method-assign]
+        return recorded
+
+    return record
 
 
 @pytest.fixture
@@ -131,6 +141,11 @@ class DrivenSequence:
     def generated(self) -> list[int]:
         return self.tokens[self.num_prompt_tokens :]
 
+    @property
+    def feeds_drawn(self) -> bool:
+        """Its next token is the one that the runner drew last for it."""
+        return bool(self.drawn) and self.num_computed == len(self.tokens) - 1
+
 
 class Driver:
     """Stands for the scheduler: gives out blocks, never frees any, and keeps every plan that it ran."""
@@ -161,15 +176,30 @@ class Driver:
 
     def step(self, num_tokens: dict[int, int], copies: tuple[tuple[int, int], ...] = ()) -> SampledTokens:
         """Compute so many tokens of each row; rows that reach their end draw one."""
-        rows = tuple(self._row_step(row, count) for row, count in num_tokens.items())
-        plan = StepPlan(len(self.plans), tuple(self._ends), tuple(self._starts), copies, rows)
+        decodes = [row for row, count in num_tokens.items() if count == 1 and self.sequences[row].feeds_drawn]
+        starts = [self.sequences[row].num_computed for row in decodes]
+        chunks = tuple(self._chunk(row, count) for row, count in num_tokens.items() if row not in decodes)
+        for row in decodes:
+            self.sequences[row].num_computed += 1
+        grown = tuple((row, blocks) for row in num_tokens if (blocks := self._grow(row)))
+        plan = StepPlan(
+            len(self.plans),
+            tuple(self._ends),
+            tuple(self._starts),
+            copies,
+            grown,
+            pack_tokens(decodes),
+            pack_tokens(starts),
+            chunks,
+        )
         self._starts, self._ends = [], []
         self.plans.append(plan)
-        drawn = self.runner.execute(plan)
-        drawing = [row.row for row in rows if row.sample]
-        for row, token_id, logprob in zip(drawing, drawn.token_ids, drawn.logprobs, strict=True):
+        drawn = self.runner.launch(plan)
+        drawing = [*decodes, *(chunk.row for chunk in chunks if chunk.sample)]
+        for place, (row, token_id) in enumerate(zip(drawing, drawn.token_ids, strict=True)):
             self.sequences[row].tokens.append(token_id)
-            self.sequences[row].drawn.append(SampledTokens((token_id,), (logprob,)))
+            logprobs = {0: drawn.logprobs[place]} if place in drawn.logprobs else {}
+            self.sequences[row].drawn.append(SampledTokens((token_id,), logprobs))
         return drawn
 
     def generate(self, rows: Sequence[int], num_tokens: int, chunk: int = 1 << 30) -> None:
@@ -181,16 +211,21 @@ class Driver:
     def _num_left(self, row: int) -> int:
         return len(self.sequences[row].tokens) - self.sequences[row].num_computed
 
-    def _row_step(self, row: int, count: int) -> RowStep:
+    def _chunk(self, row: int, count: int) -> Chunk:
         sequence, start = self.sequences[row], self.sequences[row].num_computed
         sequence.num_computed += count
+        tokens = pack_tokens(sequence.tokens[start : sequence.num_computed])
+        return Chunk(row, start, tokens, sequence.num_computed == len(sequence.tokens))
+
+    def _grow(self, row: int) -> tuple[int, ...]:
+        """The blocks that the runner has not been told of."""
+        sequence = self.sequences[row]
         needed = -(-sequence.num_computed // self.runner.facts.block_size) - len(sequence.blocks)
         sequence.blocks.extend(self._next_block + 2 * index for index in range(needed))  # never side by side
         self._next_block += 2 * needed
         new_blocks = tuple(sequence.blocks[sequence.num_told_blocks :])
         sequence.num_told_blocks = len(sequence.blocks)
-        tokens = tuple(sequence.tokens[start : sequence.num_computed])
-        return RowStep(row, start, tokens, new_blocks, sequence.num_computed == len(sequence.tokens))
+        return new_blocks
 
 
 @pytest.fixture

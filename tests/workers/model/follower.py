@@ -23,7 +23,7 @@ def main(directory: str, port: str, plans: str) -> None:
     group = connect_group(1, 2, "127.0.0.1", int(port), 60.0)
     runner = CpuRunner(RunnerConfig(Path(directory), "float32", 4, max_num_seqs=8), group)
     for encoded in pickle.loads(Path(plans).read_bytes()):
-        assert runner.execute(decode(encoded)) == SampledTokens((), ()), "only rank 0 draws"
+        assert runner.launch(decode(encoded)) == SampledTokens(), "only rank 0 draws"
     runner.close()
 
 

@@ -88,8 +88,38 @@ def test_a_truncated_file_is_named(copied: Path, open_runner: Any) -> None:
 
 def test_a_directory_without_weights_is_refused(copied: Path, open_runner: Any) -> None:
     (copied / "model.safetensors").unlink()
-    with pytest.raises(ModelNotFound, match=r"no \.safetensors file"):
+    with pytest.raises(ModelNotFound, match=r"holds no weights"):
         open_runner(copied)
+
+
+def pickled(directory: Path, target: Path, *, body_alone: bool = False, **more: torch.Tensor) -> Path:
+    """The same model as hubs hold it: `pytorch_model.bin` with every shared tensor, or the body without its head."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(directory)
+    target.mkdir()
+    shutil.copy(directory / "config.json", target)
+    tensors = (model.base_model if body_alone else model).state_dict()
+    torch.save({**tensors, **more}, target / "pytorch_model.bin")
+    return target
+
+
+@pytest.mark.parametrize("body_alone", (False, True), ids=("with head", "body alone"))
+@pytest.mark.parametrize("variant", ("tied", "opt", "opt_norm_after_projected", "gpt2"))
+def test_a_pickled_checkpoint_says_what_safetensors_say(
+    variant: str, body_alone: bool, make_checkpoint: Any, open_runner: Any, drive: Any, tmp_path: Path
+) -> None:
+    directory = make_checkpoint(variant)
+    other = pickled(directory, tmp_path / "pickled", body_alone=body_alone)
+    assert greedy(open_runner(other), drive) == greedy(open_runner(directory), drive)
+
+
+def test_the_masks_that_the_hubs_gpt2_carries_are_ignored(
+    make_checkpoint: Any, open_runner: Any, drive: Any, tmp_path: Path
+) -> None:
+    masks = {f"h.{layer}.attn.bias": torch.ones(1, 1, 512, 512) for layer in range(3)}
+    other = pickled(make_checkpoint("gpt2"), tmp_path / "gpt2", body_alone=True, **masks)
+    assert greedy(open_runner(other), drive) == greedy(open_runner("gpt2"), drive)
 
 
 def test_progress_counts_every_tensor_once(open_runner: Any, make_checkpoint: Any) -> None:

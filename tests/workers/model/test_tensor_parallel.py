@@ -17,13 +17,13 @@ import torch
 from protocol.codec import encode
 from protocol.errors import UnsupportedModel
 from protocol.sampling import SamplingParams
+from protocol.tokens import unpack_tokens
 from workers.model.cpu_runner import CpuRunner
 from workers.model.families import llama
 from workers.model.hf_config import read_config
 from workers.model.runner_config import RunnerConfig
-from workers.model.weight_layout import Piece, check_divides
+from workers.model.weight_layout import check_divides
 from workers.rank_link import free_port
-from workers.shard import Shard
 from workers.step_plan import SampledTokens, StepPlan
 from workers.tensor_parallel import TensorParallelGroup, connect_group
 
@@ -75,7 +75,7 @@ def test_two_workers_draw_the_tokens_of_one(
     follow(make_checkpoint(variant), port, plans)
     config = RunnerConfig(make_checkpoint(variant), "float32", 4, max_num_seqs=8)
     runner = CpuRunner(config, connect_group(0, 2, "127.0.0.1", port, 60.0))
-    drawn = [runner.execute(plan) for plan in plans]
+    drawn = [runner.launch(plan) for plan in plans]
     runner.close()
     tokens = [token for each in drawn for token in each.token_ids]
     assert tokens == [token for step in replay(plans, expected) for token in step]
@@ -85,7 +85,8 @@ def replay(plans: list[StepPlan], drawn: list[list[SampledTokens]]) -> Iterator[
     """What each plan drew, from what each row drew."""
     rows = [iter(row) for row in drawn]
     for plan in plans:
-        yield [next(rows[step.row]).token_ids[0] for step in plan.rows if step.sample]
+        drawing = [*unpack_tokens(plan.decode_rows), *(chunk.row for chunk in plan.chunks if chunk.sample)]
+        yield [next(rows[row]).token_ids[0] for row in drawing]
 
 
 def test_heads_that_do_not_divide_are_refused_with_the_sizes_that_would(make_checkpoint: Any) -> None:
@@ -138,8 +139,3 @@ def test_a_rank_that_goes_away_is_noticed_at_once(
     pair[1].close()
     with pytest.raises(RuntimeError):
         pair[0].all_reduce(torch.ones(3))
-
-
-def test_ranks_divide_what_does_not_divide_evenly_with_a_shorter_last_part() -> None:
-    piece = Piece("lm_head.weight", (10, 4), axis=0)
-    assert [piece.part(Shard(rank, 3)) for rank in range(3)] == [slice(0, 4), slice(4, 8), slice(8, 10)]

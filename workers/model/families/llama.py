@@ -1,62 +1,66 @@
-"""Llama 1, 2 and 3, and whatever else calls itself `LlamaForCausalLM`."""
+"""Llama 1, 2 and 3, and whatever else calls itself `LlamaForCausalLM`. Its relatives start from what stands here."""
 
 from __future__ import annotations
 
+from workers.model.families.activations import activation
+from workers.model.families.positions import context, rotary
 from workers.model.hf_config import HfConfig
-from workers.model.model_spec import LinearScaling, Llama3Scaling, ModelSpec, RotarySpec, WeightNames
-
-NAMES = WeightNames(
-    embedding="model.embed_tokens",
-    attention_norm="model.layers.{}.input_layernorm",
-    q="model.layers.{}.self_attn.q_proj",
-    k="model.layers.{}.self_attn.k_proj",
-    v="model.layers.{}.self_attn.v_proj",
-    o="model.layers.{}.self_attn.o_proj",
-    mlp_norm="model.layers.{}.post_attention_layernorm",
-    gate="model.layers.{}.mlp.gate_proj",
-    up="model.layers.{}.mlp.up_proj",
-    down="model.layers.{}.mlp.down_proj",
-    final_norm="model.norm",
-    lm_head="lm_head",
-    ignored=(".rotary_emb.inv_freq",),
-)
+from workers.model.model_spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec, NormSpec, WeightNames
 
 
-def spec(config: HfConfig) -> ModelSpec:
-    config.require("hidden_act", "silu", default="silu")
+def spec(
+    config: HfConfig,
+    *,
+    head_dim: int | None = None,
+    max_positions: int = 2048,
+    theta: float = 10000.0,
+    eps: float = 1e-6,
+) -> ModelSpec:
+    """The rest of the arguments is what holds where the config says nothing; relatives have their own."""
     hidden_size, num_heads = config.integer("hidden_size"), config.integer("num_attention_heads")
+    head_dim = config.integer("head_dim", head_dim or hidden_size // num_heads)
+    bias = config.flag("attention_bias")
+    positions = rotary(config, head_dim, theta=theta, max_positions=max_positions)
+    longest, usual = context(positions, config.integer("max_position_embeddings", max_positions))
     return ModelSpec(
         vocab_size=config.integer("vocab_size"),
         hidden_size=hidden_size,
-        num_layers=config.integer("num_hidden_layers"),
         num_heads=num_heads,
         num_kv_heads=config.integer("num_key_value_heads", num_heads),
-        head_dim=config.integer("head_dim", hidden_size // num_heads),
-        intermediate_size=config.integer("intermediate_size"),
-        max_positions=config.integer("max_position_embeddings", 2048),
-        norm_eps=config.number("rms_norm_eps", 1e-6),
-        rotary=rotary(config),
-        attention_bias=config.flag("attention_bias"),
-        mlp_bias=config.flag("mlp_bias"),
+        head_dim=head_dim,
+        max_positions=longest,
+        norm=NormSpec(config.number("rms_norm_eps", eps)),
+        layers=(LayerSpec(mlp(config), positions),) * config.integer("num_hidden_layers"),
+        attention=AttentionSpec(bias=bias, output_bias=bias),
         tied_embeddings=config.flag("tie_word_embeddings"),
+        default_positions=usual,
     )
 
 
-def rotary(config: HfConfig) -> RotarySpec:
-    """`rope_parameters` is transformers 5's name; before, it was `rope_theta` beside `rope_scaling`."""
-    rope = config.section("rope_parameters") or config.section("rope_scaling")
-    theta = rope.number("rope_theta", config.number("rope_theta", 10000.0))
-    kind = rope.text("rope_type", rope.text("type", "default"))
-    if kind == "default":
-        return RotarySpec(theta)
-    if kind == "linear":
-        return RotarySpec(theta, LinearScaling(rope.number("factor")))
-    if kind == "llama3":
-        scaling = Llama3Scaling(
-            factor=rope.number("factor"),
-            low_freq_factor=rope.number("low_freq_factor"),
-            high_freq_factor=rope.number("high_freq_factor"),
-            original_max_positions=rope.integer("original_max_position_embeddings"),
-        )
-        return RotarySpec(theta, scaling)
-    raise config.unsupported(f"its rotary scaling {kind!r} is not one of default, linear, llama3")
+def mlp(config: HfConfig) -> MlpSpec:
+    return MlpSpec(
+        features=config.integer("intermediate_size"),
+        activation=activation(config, "hidden_act", "silu"),
+        gated=True,
+        bias=config.flag("mlp_bias"),
+    )
+
+
+def names(config: HfConfig) -> WeightNames:
+    return WeightNames(
+        embedding="embed_tokens",
+        attention_norm="layers.{}.input_layernorm",
+        qkv=(
+            "layers.{}.self_attn.q_proj",
+            "layers.{}.self_attn.k_proj",
+            "layers.{}.self_attn.v_proj",
+        ),
+        o="layers.{}.self_attn.o_proj",
+        mlp_norm="layers.{}.post_attention_layernorm",
+        gate_up=("layers.{}.mlp.gate_proj", "layers.{}.mlp.up_proj"),
+        down="layers.{}.mlp.down_proj",
+        final_norm="norm",
+        lm_head="lm_head",
+        prefix="model.",
+        ignored=(".rotary_emb.inv_freq",),
+    )

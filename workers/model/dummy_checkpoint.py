@@ -1,0 +1,33 @@
+"""Seeded noise in place of weights, for benchmarks. Opened by `checkpoint.py`; needs no file."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from workers.model.stored_tensors import cut_part
+from workers.model.weight_piece import Piece
+from workers.shard import Shard
+
+_SCALE = 0.02
+
+
+class DummyCheckpoint:
+    """Noise that depends on seed and name alone, so that every rank cuts its part from the same tensor."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+
+    def check(self, pieces: Iterable[Piece], ignored: tuple[str, ...], prefix: str = "") -> None:
+        """Whatever is asked for exists."""
+
+    def read(self, piece: Piece, shard: Shard) -> Tensor:
+        generator = torch.Generator().manual_seed(self._seed ^ zlib.crc32(piece.name.encode()))
+        whole = torch.randn(piece.shape, generator=generator).mul_(_SCALE).add_(piece.mean)
+        return cut_part(whole, piece, shard)
+
+    def close(self) -> None:
+        """Nothing is held."""

@@ -1,0 +1,126 @@
+"""Tokens that a request allows, forbids or favours one by one: allowed ids, bias, one-token bad words, and the ids
+that may not end a sequence before `min_tokens`.
+
+Each row keeps short lists of ids. Those of a step's rows are joined into flat lists over the whole batch once, and
+every step applies them in a few operations, however many rows they come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from protocol.sampling import SamplingParams
+from workers.model.places import Numbers
+from workers.model.sampling_state import num_prompt_tokens
+from workers.step_plan import RowStart
+
+# Added to forbidden tokens. No token that is allowed can be less likely; and if a request forbids every token that it
+# allows, these are still numbers to choose by, which infinities are not, also when scaled by penalty and temperature.
+FORBIDDEN = -1e28
+_MOST_BIAS = 100.0
+_NO_IDS = np.zeros(0, np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class RowEdits:
+    allowed: Numbers  # [n] int64, no other id may come; empty: any may
+    added: Numbers  # [n] int64, ids whose logits change
+    values: Numbers  # [n] fp32, by so much
+    held_back: Numbers  # [n] int64, ids forbidden before the position `held_until`
+    held_until: int
+
+
+@dataclass(frozen=True, slots=True)
+class EditPass:
+    """Lists of places in the flattened logits of one batch of rows."""
+
+    restricted: Tensor  # [rows with allowed ids] int64
+    allowed: Tensor  # [n] int64
+    added: Tensor  # [n] int64
+    values: Tensor  # [n] fp32
+    held_back: Tensor  # [n] int64
+    held_rows: Tensor  # [n] int64
+    held_until: Tensor  # [n] int64
+
+    def apply(self, logits: Tensor, positions: Tensor) -> None:
+        flat = logits.view(-1)
+        if len(self.restricted):
+            kept = flat.index_select(0, self.allowed)
+            logits.index_fill_(0, self.restricted, -torch.inf)
+            flat.index_copy_(0, self.allowed, kept)
+        if len(self.held_back):
+            early = positions.index_select(0, self.held_rows) < self.held_until
+            flat.index_add_(0, self.held_back, early.to(flat.dtype).mul_(FORBIDDEN))
+        if len(self.added):
+            flat.index_add_(0, self.added, self.values)
+
+    def remember(self, drawn: Tensor) -> None:
+        """Nothing depends on what is drawn."""
+
+
+class LogitEdits:
+    """The lists of rows between their start and their end."""
+
+    def __init__(self, vocab_size: int, eos_token_ids: tuple[int, ...], device: torch.device) -> None:
+        self._vocab_size = vocab_size
+        self._eos_token_ids = eos_token_ids
+        self._device = device
+        self._rows: dict[int, RowEdits] = {}
+
+    def start(self, start: RowStart) -> None:
+        sampling = start.sampling
+        added = dict.fromkeys(
+            self._known(word[0] for word in sampling.bad_word_ids if len(word) == 1), FORBIDDEN
+        )
+        for token, bias in sampling.logit_bias:
+            added.setdefault(token, min(max(bias, -_MOST_BIAS), _MOST_BIAS))
+        ids = self._known(added)
+        edits = RowEdits(
+            allowed=np.array(self._known(sampling.allowed_token_ids), np.int64),
+            added=np.array(ids, np.int64),
+            values=np.array([added[token] for token in ids], np.float32),
+            held_back=self._held_back(sampling),
+            held_until=num_prompt_tokens(start) + sampling.min_tokens,
+        )
+        if len(edits.allowed) or len(edits.added) or len(edits.held_back):
+            self._rows[start.row] = edits
+
+    def end(self, row: int) -> None:
+        self._rows.pop(row, None)
+
+    def batch(self, rows: Sequence[int]) -> list[EditPass]:
+        """None or one."""
+        found = [(place, self._rows[row]) for place, row in enumerate(rows) if row in self._rows]
+        if not found:
+            return []
+        begins = [(place * self._vocab_size, edits) for place, edits in found]
+        held = [(place, edits) for place, edits in found if len(edits.held_back)]
+        edits = EditPass(
+            restricted=self._tensor([np.array([place]) for place, edits in found if len(edits.allowed)]),
+            allowed=self._tensor([begin + edits.allowed for begin, edits in begins]),
+            added=self._tensor([begin + edits.added for begin, edits in begins]),
+            values=self._tensor([edits.values for _, edits in found]),
+            held_back=self._tensor([begin + edits.held_back for begin, edits in begins]),
+            held_rows=self._tensor([np.full(len(edits.held_back), place) for place, edits in held]),
+            held_until=self._tensor([np.full(len(edits.held_back), edits.held_until) for _, edits in held]),
+        )
+        return [edits]
+
+    def _held_back(self, sampling: SamplingParams) -> Numbers:
+        if sampling.min_tokens == 0:
+            return _NO_IDS
+        ends = () if sampling.ignore_eos else self._eos_token_ids
+        return np.array(self._known((*sampling.stop_token_ids, *ends)), np.int64)
+
+    def _known(self, ids: Iterable[int]) -> list[int]:
+        """Each once. Ids beyond the vocabulary are dropped: admission refuses them, and no row may spoil the step."""
+        return [token for token in dict.fromkeys(ids) if 0 <= token < self._vocab_size]
+
+    def _tensor(self, parts: list[Numbers]) -> Tensor:
+        joined = np.concatenate(parts) if parts else _NO_IDS
+        return torch.from_numpy(joined).to(self._device)

@@ -1,0 +1,58 @@
+"""Which prompt tokens a step has to score, for the rows whose requests asked for `prompt_logprobs`.
+
+Used by `cpu_runner.py`: a chunk's token at position p tells how likely the prompt's token at p + 1 was.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from workers.model.step_batch import Numbers, RowLayout
+from workers.step_plan import RowStart, StepPlan
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredRow:
+    prompt: Numbers
+    num_alternatives: int
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredChunk:
+    index: int  # of the plan's chunks
+    places: Numbers  # in the batch
+    next_tokens: Tensor  # [places] int64
+    num_alternatives: int
+
+
+class PromptScores:
+    """Rows between their start and their end. Empty unless somebody asks, and then nothing is looked up."""
+
+    def __init__(self) -> None:
+        self._rows: dict[int, ScoredRow] = {}
+
+    def start(self, start: RowStart) -> None:
+        self.end(start.row)
+        wanted = start.sampling.prompt_logprobs
+        if wanted is not None:
+            self._rows[start.row] = ScoredRow(np.frombuffer(start.prompt, "<i4").astype(np.int64), wanted)
+
+    def end(self, row: int) -> None:
+        self._rows.pop(row, None)
+
+    def chunks(self, plan: StepPlan, layout: RowLayout) -> list[ScoredChunk]:
+        if not self._rows:
+            return []
+        found = []
+        for index, chunk in enumerate(plan.chunks):
+            row = self._rows.get(chunk.row)
+            if row is None:
+                continue
+            next_tokens = row.prompt[chunk.start + 1 : chunk.start + 1 + chunk.num_tokens]
+            places = layout.begins[plan.num_decodes + index] + np.arange(len(next_tokens))
+            found.append(ScoredChunk(index, places, torch.from_numpy(next_tokens), row.num_alternatives))
+        return found

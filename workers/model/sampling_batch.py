@@ -1,0 +1,115 @@
+"""What one composition of rows needs of the sampler, as tensors: made when the rows of a step change, used every step.
+
+Made by `sampler.py`. It tells which passes run: a batch that only wants the most likely tokens has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from kernels.argmax import argmax
+from workers.model.places import Numbers, Places, at_places, places_of, take
+from workers.model.random_draw import RandomDraw
+from workers.model.sampling_state import SamplingColumns, Wish
+from workers.model.token_logprobs import DrawnLogprobs, TokenScores
+
+_CACHED_BYTES = (
+    8 << 20
+)  # of logits that a CPU draws from at a time: measured at 32,000 tokens, 64 rows are best
+
+
+class LogitPass(Protocol):
+    """Changes the logits of some rows before a draw, and learns what was drawn."""
+
+    def apply(self, logits: Tensor, positions: Tensor) -> None: ...  # [batch, vocabulary] fp32, [batch] int64
+
+    def remember(self, drawn: Tensor) -> None: ...  # [batch] int64
+
+
+@dataclass(frozen=True, slots=True)
+class AskedLogprobs:
+    """The rows that want to know how likely their tokens were."""
+
+    places: Places
+    indices: tuple[int, ...]  # the same, on the host
+    widths: tuple[int, ...]  # alternatives that each wants
+
+    def keep(self, logits: Tensor) -> Tensor:
+        """A copy of their raw logits, before anything changes them: [asking, vocabulary]."""
+        raw = take(logits, self.places)
+        return raw.clone() if isinstance(self.places, slice) else raw
+
+    def score(
+        self,
+        raw: Tensor,  # [asking, vocabulary] fp32, of `keep`
+        drawn: Tensor,  # [batch] int64
+    ) -> DrawnLogprobs:
+        scores = TokenScores.of(raw, take(drawn, self.places), max(self.widths))
+        return DrawnLogprobs(self.indices, scores, self.widths)
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingBatch:
+    passes: tuple[LogitPass, ...]
+    greedy: Places | None
+    random: tuple[RandomDraw, ...]
+    asked: AskedLogprobs | None
+
+    @classmethod
+    def of(
+        cls,
+        columns: SamplingColumns,
+        rows: Numbers,  # [batch] int64
+        passes: Iterable[LogitPass],
+        vocab_size: int,
+        device: torch.device,
+    ) -> SamplingBatch:
+        wishes = columns.wishes[rows]
+        assert (wishes & Wish.RUNNING).all(), f"rows {rows[wishes == 0].tolist()} have not been started"
+        random = (wishes & Wish.RANDOM) != 0
+        return cls(
+            passes=tuple(passes),
+            greedy=places_of(~random, device),
+            random=tuple(
+                RandomDraw.of(columns, rows, indices, device)
+                for indices in _parts(random.nonzero()[0], vocab_size, device)
+            ),
+            asked=_asked(columns, rows, device),
+        )
+
+    @property
+    def is_argmax(self) -> bool:
+        """No row wants more than its most likely token."""
+        return not (self.passes or self.random or self.asked)
+
+    def draw(
+        self,
+        logits: Tensor,  # [batch, vocabulary] fp32, changed by all passes; consumed
+        positions: Tensor,  # [batch] int64
+    ) -> Tensor:  # [batch] int64
+        drawn = torch.empty_like(positions)
+        if self.greedy is not None:
+            drawn[self.greedy] = argmax(take(logits, self.greedy))
+        for each in self.random:
+            drawn[each.places] = each.draw(logits, positions)
+        return drawn
+
+
+def _parts(indices: Numbers, vocab_size: int, device: torch.device) -> list[Numbers]:
+    """Rows that are drawn together: on a CPU as many as a cache holds, elsewhere all."""
+    most = len(indices) if device.type != "cpu" else _CACHED_BYTES // (4 * vocab_size)
+    size = max(most, 1)
+    return [indices[begin : begin + size] for begin in range(0, len(indices), size)]
+
+
+def _asked(columns: SamplingColumns, rows: Numbers, device: torch.device) -> AskedLogprobs | None:
+    (indices,) = (columns.wishes[rows] & Wish.LOGPROBS).nonzero()
+    if not len(indices):
+        return None
+    widths = columns.num_logprobs[rows[indices]]
+    return AskedLogprobs(at_places(indices, device), tuple(indices.tolist()), tuple(widths.tolist()))
