@@ -18,6 +18,9 @@ from router.text.tokenizer import Tokenizer
 from router.text.truncation import truncated
 
 _REPLACEMENT = "\ufffd"
+MAX_PROMPT_SCORES = (
+    4_000_000  # logprobs in one answer: a context of 128k tokens with the 20 best of each fits
+)
 
 
 async def completion_prompts(serving: Serving, body: CompletionBody) -> list[Prompt]:
@@ -57,6 +60,7 @@ async def _prompt(
         bad_word_ids=bad_word_ids,
         scores_only=bool(body.echo),
     )
+    _check_scores(sampling, len(token_ids))
     if not body.echo:
         return Prompt(token_ids, sampling)
     whole_text = given if isinstance(given, str) and len(token_ids) == len(all_ids) else None
@@ -78,6 +82,18 @@ def _decoded(tokenizer: Tokenizer, token_ids: list[int], sampling: SamplingParam
     """The text of token ids. An unfinished character at its end belongs to the tokens that complete it."""
     text = tokenizer.decode(token_ids, sampling.skip_special_tokens)
     return text.rstrip(_REPLACEMENT) if sampling.max_tokens else text
+
+
+def _check_scores(sampling: SamplingParams, num_prompt_tokens: int) -> None:
+    """Every choice carries its prompt's, so a short body could ask for an answer of gigabytes."""
+    if sampling.prompt_logprobs is None:
+        return
+    size = sampling.n * num_prompt_tokens * (sampling.prompt_logprobs + 1)
+    if size > MAX_PROMPT_SCORES:
+        raise InvalidRequest(
+            f"n times prompt tokens times logprobs is {size}, over {MAX_PROMPT_SCORES}: ask for fewer of them",
+            param="n",
+        )
 
 
 def _num_scored(body: CompletionBody) -> int | None:

@@ -101,3 +101,11 @@ async def test_a_stream_shows_the_plain_ones_in_its_first_chunk(
         shown = [getattr(chunk.choices[0], "prompt_logprobs", None) for chunk in chunks]
     assert shown[0][0] is None and len(shown[0]) > 1
     assert len(shown) > 1 and not any(shown[1:])
+
+
+async def test_an_answer_that_would_be_of_gigabytes_is_refused(http: httpx2.AsyncClient, router: Any) -> None:
+    router.max_model_len = 100_000
+    body = {"prompt": [5] * 3000, "n": 64, "logprobs": 20, "echo": True, "max_tokens": 1}
+    answer = await http.post("/v1/completions", json=body)
+    assert answer.status_code == 400 and "ask for fewer" in answer.json()["error"]["message"]
+    assert (await http.post("/v1/completions", json={**body, "n": 2})).status_code == 200
