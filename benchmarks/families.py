@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections import defaultdict
+from importlib.metadata import version
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -31,7 +32,9 @@ COLUMNS = {
 
 
 def main() -> None:
-    print_header("Families", reference="transformers, eager attention, fp32", weights="random, seed 0")
+    print_header(
+        "Families", reference=f"transformers {version('transformers')}, fp32", weights="random, seed 0"
+    )
     verdicts: dict[str, dict[str, bool]] = defaultdict(dict)
     errors: dict[str, float] = {}
     for case in run_tests():
