@@ -48,6 +48,15 @@ def test_penalties_count_what_the_sampler_drew_itself() -> None:
     assert run(SamplingParams(temperature=0.0, repetition_penalty=5.0), 4) == [7, 2, 10, 9]
 
 
+@pytest.mark.parametrize("penalty", ({"repetition_penalty": 5.0}, {"presence_penalty": 2.0}), ids=str)
+def test_rows_that_lie_apart_are_penalized_and_those_between_are_not(penalty: dict[str, float]) -> None:
+    sampler, penalized = a_sampler(), SamplingParams(temperature=0.0, **penalty)
+    for row, sampling in enumerate((penalized, GREEDY, GREEDY, penalized)):
+        start(sampler, row, sampling)
+    assert step(sampler, [0, 1, 2, 3], 0) == [7, 7, 7, 7]
+    assert step(sampler, [0, 1, 2, 3], 1) == [2, 7, 7, 2]
+
+
 def test_frequency_and_presence_look_at_generated_tokens_and_repetition_at_the_prompt_too() -> None:
     boosted = {4: 2.0}  # over all others, and in the prompt
     assert run(SamplingParams(temperature=0.0, logit_bias=boosted, presence_penalty=2.0), 1) == [4]
