@@ -7,6 +7,8 @@ weight, and again when the number of threads changes; a tile of one row, which a
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,12 +19,9 @@ from kernels.linear import Linear, LinearPacker
 _SIZES = (1, 2, 4, 8, 16, 24, 32, 40, 48, 56, 64, 128, 256, 512)  # rows
 _REFERENCES = (64, 16, 4, 2)  # a size that fails by itself cannot tell whether another one is right
 _MAX_TILE_ELEMENTS = 1 << 22  # of the result of a tile of more than 64 rows: larger ones save nothing
-_MIN_PACKED_FP32_ELEMENTS = (
-    1 << 16
-)  # from two rows on, packing pays earlier than at the one row of `linear.py`
-# Of two orders of summing, most fp32 results tell, but only one of 5000 in bf16 (3072 features).
-_PROBED_RESULTS = {torch.float32: 1 << 12}
-_PROBED_ROUNDED_RESULTS = 1 << 17  # in the narrower dtypes
+_MIN_PACKED_FP32_ELEMENTS = 1 << 16  # from two rows on, packing pays earlier than at one row
+# Of two orders of summing most fp32 results tell, but only one of 5000 in bf16, which is rounded most (3072 features).
+_PROBED_RESULTS = {torch.float32: 1 << 12, torch.float16: 1 << 14, torch.bfloat16: 1 << 17}
 _MAX_PROBES = 256
 
 _Verified = dict[tuple[object, ...], tuple[int, ...]]
@@ -72,11 +71,14 @@ class TiledLinear:
         num_outputs, num_inputs = self._shape
         rows = torch.randn(_REFERENCES[0], num_inputs, generator=generator).to(self._dtype)
 
+        @lru_cache(maxsize=1)  # references come one after the other
+        def expected(reference: int) -> Tensor:
+            return torch.cat([self._apply(aligned(part)) for part in torch.split(rows, reference)])
+
         def agree(size: int, reference: int) -> bool:
-            expected = torch.cat([self._apply(aligned(part)) for part in torch.split(rows, reference)])
             for _ in range(self._num_probes(size)):
                 places = torch.randint(len(rows), (size,), generator=generator)
-                if not torch.equal(self._apply(rows[places]), expected[places]):
+                if not torch.equal(self._apply(rows[places]), expected(reference)[places]):
                     return False
             return True
 
@@ -85,7 +87,7 @@ class TiledLinear:
 
     def _num_probes(self, size: int) -> int:
         """Of calls with one tile: enough for all places together, and a sixteenth of that for each."""
-        wanted = _PROBED_RESULTS.get(self._dtype, _PROBED_ROUNDED_RESULTS) // self._shape[0]
+        wanted = _PROBED_RESULTS[self._dtype] // self._shape[0]
         return min(max(wanted // size, wanted // 16, 2), _MAX_PROBES)
 
 

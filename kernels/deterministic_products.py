@@ -18,7 +18,7 @@ from torch import Tensor
 from kernels.fixed_tiles import ALIGNMENT_BYTES, agreeing, aligned, cut
 
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
-_BATCHES = (1, 2, 4, 8, 16, 32, 64)
+_BATCHES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 _MAX_ROWS_TOGETHER = 1024  # of all products of a batch: more save nothing
 _REFERENCES = ((16, 1), (4, 1), (2, 1), (1, 1))
 _NUM_PROBES = 2  # calls of each shape: most of their fp32 results would tell

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from protocol.codec import message
 from protocol.events import GPU, KvEvent
 from protocol.sampling import SamplingParams
+from protocol.speeds import UNMEASURED, Speeds
 
 PROTOCOL_VERSION = 1
 
@@ -75,7 +76,10 @@ class Refused:
 @message(10)
 @dataclass(frozen=True, slots=True)
 class Submit:
-    """One request with its `sampling.n` sequences. `generated` resumes a moved request: one entry a sequence."""
+    """One request with its `sampling.n` sequences. `generated` resumes a moved request: one entry a sequence.
+
+    Its arrival is its touch: the cached blocks that it matches are reused last from then on.
+    """
 
     request_id: str  # made by the router, unique in the cluster
     token_ids: bytes = field(repr=False)  # the prompt, packed int32
@@ -105,7 +109,10 @@ class Cancel:
 @message(12)
 @dataclass(frozen=True, slots=True)
 class Touch:
-    """Refresh the age of these cached blocks: a request that will hit them is on its way."""
+    """Refresh the age of these cached blocks: a request that will hit them is on its way.
+
+    Not needed with a `Submit`, whose arrival refreshes what it matches; for a router that holds a request back.
+    """
 
     digests: bytes
 
@@ -192,9 +199,11 @@ class Load:
     num_cached_blocks: int  # free, but still hold a digest
     waiting_prefill_tokens: int  # uncached, of requests waiting or in prefill
     num_preemptions: int = 0
-    prefill_s_per_token: float = 0.0  # 0: not measured yet
-    decode_step_s: float = 0.0
+    prefill_s_per_token: float = 0.0  # of an average step; 0: not measured yet
+    decode_step_s: float = 0.0  # of an average batch
     cache: CacheCounts = CacheCounts()  # first lookups: those of preempted sequences are not among them
+    speeds: Speeds = UNMEASURED  # what the averages above leave out: length, and the batch's size
+    prefill_utilization: float = 0.0  # share of the last minute, about, that went to prefill (`PrefillRate`)
 
 
 @message(23)

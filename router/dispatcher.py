@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 from protocol.errors import (
     DeadlineExceeded,
@@ -21,14 +21,17 @@ from protocol.errors import (
 )
 from protocol.messages import FinishReason, Rejected, SequenceOutput
 from router.deployment import Deployment
+from router.explanation import Explanation
 from router.generation import Generation, Placement
 from router.policy import choose
+from router.prefill_board import PrefillBoard
 from router.prefix_index import IndexState, PrefixIndex
 from router.replica_view import ReplicaView
 from router.routed_request import RoutedRequest
 from router.router_config import RouterConfig
 from router.router_status import RouterCounters
 from router.waiting_room import WaitingRoom
+from router.weighing import Weighing
 
 log = logging.getLogger(__name__)
 
@@ -41,18 +44,19 @@ class Dispatcher:
         config: RouterConfig,
         deployment: Deployment,
         index: PrefixIndex,
+        board: PrefillBoard,
         views: Mapping[str, ReplicaView],
         counters: RouterCounters,
         rng: random.Random,
         clock: Callable[[], float],
     ) -> None:
         self._config = config
-        self._deployment = deployment
         self._index = index
         self._views = views
         self._counters = counters
         self._rng = rng
         self._clock = clock
+        self._weighing = Weighing(deployment, index, board, clock)
         self._room = WaitingRoom(config.admission_timeout_s, self._time_out)
 
     @property
@@ -82,6 +86,13 @@ class Dispatcher:
             self._release(generation)
             raise
         return generation
+
+    def explain(self, request: RoutedRequest) -> Explanation:
+        """What `begin` would decide now, and from what. Raises NoReplica."""
+        ready = [view.replica_id for view in self._views.values() if view.accepting]
+        if not ready:
+            raise NoReplica("no replica is ready", retry_after_s=self._config.retry_after_s)
+        return self._weighing.explain(request, ready)
 
     def end(self, generation: Generation) -> None:
         """Its consumer has left: whatever still runs is cancelled. May be called for one that is over."""
@@ -173,13 +184,8 @@ class Dispatcher:
         ready = {view.replica_id: view for view in self._views.values() if view.accepting}
         if not ready:
             return False
-        digests, matched = self._match(generation)
-        decision = choose(
-            generation.num_prompt_tokens,
-            [view.candidate(matched.get(replica, 0)) for replica, view in ready.items()],
-            self._rng,
-            affinity=generation.request.affinity,
-        )
+        digests, request, loads = self._weighing.weigh(generation, ready)
+        decision = choose(request, loads, self._rng)
         self._counters.decisions[decision.reason] += 1
         exact = self._index.state(decision.replica) is IndexState.SYNCED
         expectation = self._index.expect(decision.replica, digests, self._clock())
@@ -188,20 +194,6 @@ class Dispatcher:
         generation.place(placement)
         ready[decision.replica].submit(generation, placement)
         return True
-
-    def _match(self, generation: Generation) -> tuple[Sequence[bytes], dict[str, int]]:
-        """The prompt's digests, and the tokens of it that each replica will find cached."""
-        hasher = self._deployment.hasher
-        assert hasher is not None, "the first replica has told the block size"
-        request = generation.request
-        if generation.digests is None:
-            generation.digests = hasher.digests(request.token_ids, request.isolation)
-        self._index.expire(self._clock())
-        if generation.sampling.prompt_logprobs is not None:
-            return generation.digests, {}  # these skip the cache: every prompt token is computed
-        most = max(0, generation.num_prompt_tokens - 1) // hasher.block_size  # one token is always computed
-        depths = self._index.match(generation.digests[:most])
-        return generation.digests, {replica: depth * hasher.block_size for replica, depth in depths.items()}
 
     def _move(self, view: ReplicaView, generation: Generation, reason: str) -> None:
         self._displace(view, generation)

@@ -1,105 +1,227 @@
 """Which replica takes a request: a pure function of matches and loads. Called by `dispatcher.py` and by simulations.
 
-Knows nothing of the index, the sockets or the clock: whatever it needs is in the candidates and the random source.
+Knows nothing of the index, the sockets or the clock: whatever it needs is in the request, the columns of loads and
+the random source. Costs are seconds, predicted with each replica's own speeds, and no user sets anything here.
+
+    t_i     = seconds that i would take to prefill what it has not cached of the prompt
+    key_j   = t_j / (1 s + wait_j)                 the order in which replicas prefill: lowest first
+    ahead_i = sum of t_j over unfinished prefills j at i with key_j <= t_i, and all those that others sent there
+    over_i  = number of unfinished prefills j at i with key_j > t_i: this one overtakes them, each waits t_i more
+    cost_i  = ahead_i + t_i + over_i * t_i + price * copy_i + decode_i
+    copy_i  = t_i less what i would take with the longest match of all: t_i - min_j t_j where all are equally fast
+    price   = min(30, 1 / (1 - utilization) + mean backlog in seconds)
+
+The price is what a second copy costs: not only its own prefill, but that all behind it wait for it, the longer the
+busier the fleet is. A slower replica does not pay for being slow: its seconds delay only those behind it. The last
+term, a decode step for each sequence in flight, spreads what is equal otherwise.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from router.routed_request import Decision, Reason
 
-RUNNING_SEQUENCE_TOKENS = (
-    256  # a running sequence slows a prefill about as much as this many tokens more of it
-)
+MOST_PRICE = 30.0
+MOST_UTILIZATION = 0.999
+
+
+@dataclass(slots=True, eq=False)
+class UnfinishedPrefill:
+    """Sent to a replica, and its first token has not come."""
+
+    remaining_s: float  # of prefill there
+    dispatched_s: float  # by the clock of `ReplicaColumns.now_s`
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
-    """One replica that may take the request, as the router sees it at this moment."""
+class RoutingRequest:
+    num_prompt_tokens: int
+    matched_tokens: Sequence[int]  # [replicas]: of the prompt, predicted to be cached there
+    affinity: str | None = None  # breaks ties
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaColumns:
+    """The replicas that may take a request, one place each in every column. Read, never changed or kept.
+
+    The first four say how fast each is, `Speeds` column by column.
+    """
+
+    replicas: Sequence[str]
+    prefill_s: Sequence[float]
+    prefill_s_per_token: Sequence[float]
+    prefill_s_per_pair: Sequence[float]
+    decode_s: Sequence[float]
+    unfinished: Sequence[Collection[UnfinishedPrefill]]
+    others_prefill_s: Sequence[
+        float
+    ]  # of unfinished prefills that are not in `unfinished`: other routers sent them
+    num_in_flight: Sequence[int]  # sequences there, whoever sent them
+    utilization: float  # prefill seconds dispatched a second and replica
+    backlog_s: float  # unfinished prefill of a replica, on average
+    now_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class CostTerms:
+    """One replica's part in a decision, in seconds where it says so. They add up to `cost_s`."""
 
     replica: str
-    matched_tokens: int  # of the prompt, predicted to be cached there
-    prefill_tokens: int = 0  # uncached, sent there by anybody, whose prefill has not ended
-    running: int = 0  # sequences there, waiting ones included
-    prefill_capacity_tokens: int = 16_384  # with more prefill than this outstanding, it is over its capacity
-    used_kv_tokens: int = 0  # in blocks that some sequence holds
-    kv_capacity_tokens: int = 1 << 62
-    prefill_s_per_token: float = 0.0  # 0: not measured yet
-    decode_step_s: float = 0.0
+    matched_tokens: int
+    prefill_s: float  # t_i
+    ahead_s: float
+    num_overtaken: int
+    overtaking_s: float  # over_i * t_i
+    copy_s: float  # price * copy_i
+    decode_s: float
+
+    @property
+    def cost_s(self) -> float:
+        return self.ahead_s + self.prefill_s + self.overtaking_s + self.copy_s + self.decode_s
 
 
-def choose(
-    num_prompt_tokens: int,
-    candidates: Sequence[Candidate],
-    rng: random.Random,
-    *,
-    affinity: str | None = None,
-) -> Decision:
+def choose(request: RoutingRequest, loads: ReplicaColumns, rng: random.Random) -> Decision:
     """The rules, in order:
 
     1. One candidate takes the request: ONLY.
-    2. Of the replicas that hold the longest match, those that the request would not bring over their capacity;
-       of these the least loaded: PREFIX.
-    3. They are all over it: the least loaded of all, BALANCED.
-    4. Nobody holds any of the prompt: the least loaded of all, COLD.
-
-    Load is in tokens of work that would lie before the first token: prefill outstanding there, this prompt's
-    uncached rest, and a charge for each running sequence. Equal loads: the affinity's own choice, else at random.
+    2. The lowest cost: PREFIX if it holds the longest match, BALANCED if others hold more, COLD if nobody holds any.
+    3. Equal costs: the affinity's own choice among them, AFFINITY; without an affinity at random, reason as in 2.
+    4. Costs that cannot be computed (a speed is no number): the largest matched share less load, FALLBACK.
     """
-    assert candidates, "choose needs at least one candidate"
-    best = max(each.matched_tokens for each in candidates)
-    if len(candidates) == 1:
-        reason, eligible = Reason.ONLY, list(candidates)
-    elif best == 0:
-        reason, eligible = Reason.COLD, list(candidates)
+    assert loads.replicas, "choose needs at least one candidate"
+    best_match = max(request.matched_tokens)
+    cost, ties = _cheapest(request, best_match, loads)
+    if len(loads.replicas) == 1:
+        place, reason = 0, Reason.ONLY
+    elif not ties:
+        cost, ties = _fallback(request, loads)
+        place, reason = _pick(ties, loads, rng, request.affinity), Reason.FALLBACK
     else:
-        reason, eligible = Reason.PREFIX, _holders(num_prompt_tokens, candidates, best)
-        if not eligible:
-            reason, eligible = Reason.BALANCED, list(candidates)
-    chosen = _least_loaded(num_prompt_tokens, eligible, rng, affinity)
-    return Decision(chosen.replica, chosen.matched_tokens, _work(num_prompt_tokens, chosen), reason, best)
+        place = _pick(ties, loads, rng, request.affinity)
+        by_affinity = request.affinity is not None and len(ties) > 1
+        reason = Reason.AFFINITY if by_affinity else _reason(request.matched_tokens[place], best_match)
+    return Decision(loads.replicas[place], request.matched_tokens[place], cost, reason, best_match)
 
 
-def _holders(num_prompt_tokens: int, candidates: Sequence[Candidate], match: int) -> list[Candidate]:
-    """Those with this match that stay within their capacity."""
-    return [
-        each
-        for each in candidates
-        if each.matched_tokens == match and not _over_capacity(num_prompt_tokens, each)
+def cost_table(request: RoutingRequest, loads: ReplicaColumns) -> list[CostTerms]:
+    """What `choose` compares, term by term and for every replica: an explanation, and slower."""
+    best_match = max(request.matched_tokens)
+    prefill_s = prefill_seconds(request.num_prompt_tokens, request.matched_tokens, loads)
+    least_s = prefill_seconds(request.num_prompt_tokens, [best_match] * len(prefill_s), loads)
+    price, table = price_of_a_copy(loads), []
+    for place, replica in enumerate(loads.replicas):
+        own_s = prefill_s[place]
+        ahead_s, num_overtaken = _queue(own_s, loads.unfinished[place], loads.now_s)
+        table.append(
+            CostTerms(
+                replica=replica,
+                matched_tokens=request.matched_tokens[place],
+                prefill_s=own_s,
+                ahead_s=ahead_s + loads.others_prefill_s[place],
+                num_overtaken=num_overtaken,
+                overtaking_s=num_overtaken * own_s,
+                copy_s=price * (own_s - least_s[place]),
+                decode_s=loads.decode_s[place] * loads.num_in_flight[place],
+            )
+        )
+    return table
+
+
+def prefill_seconds(most: int, matched_tokens: Sequence[int], loads: ReplicaColumns) -> list[float]:
+    """t_i of every replica for `most` tokens: `Speeds.seconds_to_prefill`, unrolled over the columns."""
+    seconds = []
+    columns = (loads.prefill_s, loads.prefill_s_per_token, loads.prefill_s_per_pair)
+    for matched, once_s, token_s, pair_s in zip(matched_tokens, *columns, strict=True):
+        uncached = most - matched if matched < most else 0
+        seconds.append(once_s + uncached * (token_s + pair_s * (matched + 0.5 * uncached)))
+    return seconds
+
+
+def price_of_a_copy(loads: ReplicaColumns) -> float:
+    """Seconds of everybody's waiting for each second of prefill that would have been cached elsewhere."""
+    idle = 1.0 - min(MOST_UTILIZATION, max(0.0, loads.utilization))
+    return min(MOST_PRICE, 1.0 / idle + max(0.0, loads.backlog_s))
+
+
+def _cheapest(request: RoutingRequest, best_match: int, loads: ReplicaColumns) -> tuple[float, list[int]]:
+    """The lowest cost and the places that have it; no place when costs are no numbers.
+
+    A queue only adds to a cost, so the queues of those that are too dear without it are not looked at.
+    """
+    matched = request.matched_tokens
+    prefill_s = prefill_seconds(request.num_prompt_tokens, matched, loads)
+    least_s = prefill_s
+    if best_match:
+        least_s = prefill_seconds(request.num_prompt_tokens, [best_match] * len(matched), loads)
+    price = price_of_a_copy(loads)
+    columns = (loads.others_prefill_s, loads.decode_s, loads.num_in_flight)
+    floors = [
+        own_s + price * (own_s - least) + others_s + step_s * num_in_flight
+        for own_s, least, others_s, step_s, num_in_flight in zip(prefill_s, least_s, *columns, strict=True)
     ]
+    if not math.isfinite(sum(floors)):
+        return math.nan, []
+    unfinished, now_s = loads.unfinished, loads.now_s
+
+    def cost_at(place: int) -> float:
+        if not unfinished[place]:
+            return floors[place]
+        ahead_s, num_overtaken = _queue(prefill_s[place], unfinished[place], now_s)
+        return floors[place] + ahead_s + num_overtaken * prefill_s[place]
+
+    best, ties = cost_at(floors.index(min(floors))), list[int]()
+    for place, floor in enumerate(floors):
+        if floor <= best:
+            cost = cost_at(place)
+            if cost < best:
+                best, ties = cost, [place]
+            elif cost == best:
+                ties.append(place)
+    return best, ties
 
 
-def _over_capacity(num_prompt_tokens: int, candidate: Candidate) -> bool:
-    prefill = candidate.prefill_tokens + _uncached(num_prompt_tokens, candidate)
-    return (
-        prefill > candidate.prefill_capacity_tokens
-        or candidate.used_kv_tokens + prefill > candidate.kv_capacity_tokens
-    )
+def _queue(own_s: float, unfinished: Collection[UnfinishedPrefill], now_s: float) -> tuple[float, int]:
+    """Seconds of what would run before a new prefill of `own_s`, and how many it would overtake."""
+    ahead_s, num_overtaken = 0.0, 0
+    since = 1.0 + now_s
+    for other in unfinished:
+        if other.remaining_s <= own_s * (since - other.dispatched_s):
+            ahead_s += other.remaining_s
+        else:
+            num_overtaken += 1
+    return ahead_s, num_overtaken
 
 
-def _least_loaded(
-    num_prompt_tokens: int, candidates: Sequence[Candidate], rng: random.Random, affinity: str | None
-) -> Candidate:
-    least = min(_work(num_prompt_tokens, each) for each in candidates)
-    ties = [each for each in candidates if _work(num_prompt_tokens, each) == least]
-    if affinity is None or len(ties) == 1:
+def _fallback(request: RoutingRequest, loads: ReplicaColumns) -> tuple[float, list[int]]:
+    """Matched share of the prompt less the load's excess over the mean: two numbers without a unit."""
+    mean = sum(loads.num_in_flight) / len(loads.replicas)
+    costs = [
+        (num_in_flight - mean) / max(1.0, mean) - matched / max(1, request.num_prompt_tokens)
+        for matched, num_in_flight in zip(request.matched_tokens, loads.num_in_flight, strict=True)
+    ]
+    best = min(costs)
+    return best, [place for place, cost in enumerate(costs) if cost == best]
+
+
+def _pick(ties: Sequence[int], loads: ReplicaColumns, rng: random.Random, affinity: str | None) -> int:
+    if len(ties) == 1:
+        return ties[0]
+    if affinity is None:
         return rng.choice(ties)
-    return max(ties, key=lambda each: _rendezvous(affinity, each.replica))
-
-
-def _work(num_prompt_tokens: int, candidate: Candidate) -> float:
-    uncached = _uncached(num_prompt_tokens, candidate)
-    return float(candidate.prefill_tokens + uncached + RUNNING_SEQUENCE_TOKENS * candidate.running)
-
-
-def _uncached(num_prompt_tokens: int, candidate: Candidate) -> int:
-    return max(0, num_prompt_tokens - candidate.matched_tokens)
+    return max(ties, key=lambda place: _rendezvous(affinity, loads.replicas[place]))
 
 
 def _rendezvous(affinity: str, replica: str) -> bytes:
     """A hash that every router agrees on, and that moves few sessions when replicas come and go."""
     return hashlib.blake2b(f"{affinity}\0{replica}".encode(), digest_size=8).digest()
+
+
+def _reason(matched: int, best_match: int) -> Reason:
+    if best_match == 0:
+        return Reason.COLD
+    return Reason.PREFIX if matched == best_match else Reason.BALANCED

@@ -11,17 +11,25 @@ from typing import Protocol
 
 from protocol.handshake import HelloRefused
 from protocol.membership import ReplicaInfo, ReplicaState
-from protocol.messages import Cancel, Rejected, Resync, SequenceOutput, SnapshotChunk, StepFrame, Welcome
+from protocol.messages import (
+    Cancel,
+    Load,
+    Rejected,
+    Resync,
+    SequenceOutput,
+    SnapshotChunk,
+    StepFrame,
+    Welcome,
+)
 from protocol.token_rows import TokenRows
 from protocol.tokens import unpack_tokens
 from router.agreement import Agreement
 from router.deployment import Deployment
 from router.generation import Generation, Placement
 from router.index_feed import IndexFeed
-from router.policy import Candidate
+from router.prefill_board import PrefillBoard
 from router.prefix_index import IndexState, PrefixIndex
 from router.replica_link import ReplicaLink, ToListener
-from router.replica_load import ReplicaLoad
 from router.router_config import RouterConfig
 from router.router_status import ReplicaStatus
 
@@ -45,6 +53,7 @@ class ReplicaView:
         config: RouterConfig,
         deployment: Deployment,
         index: PrefixIndex,
+        board: PrefillBoard,
         owner: ViewOwner,
         clock: Callable[[], float],
     ) -> None:
@@ -56,11 +65,12 @@ class ReplicaView:
         self._config = config
         self._deployment = deployment
         self._index = index
+        self._board = board
         self._owner = owner
         self._clock = clock
         self._link: ReplicaLink | None = None
         self._feed: IndexFeed | None = None
-        self._load: ReplicaLoad | None = None
+        self._reported: Load | None = None  # over the present connection
         self._rows = TokenRows()
         self._agreement = Agreement(config.resync_interval_s)
         self._refuses_new = False  # it said so itself, before the controller did
@@ -121,48 +131,60 @@ class ReplicaView:
             )
 
     def connected(self, welcome: Welcome) -> None:
-        block_size = welcome.identity.block_size
-        assert block_size is not None, "the deployment has admitted a replica without a block size"
         self.welcome, self.incarnation = welcome, welcome.incarnation
         self._index.connect(self.replica_id)
         self._feed = IndexFeed(self._index, self.replica_id)
         self._rows = TokenRows()
-        self._load = ReplicaLoad(welcome.num_blocks * block_size, block_size, self._config.prefill_backlog_s)
+        self._board.add(self.replica_id)
         if self.accepting:
             self._owner.replica_ready()
 
     def received(self, message: ToListener) -> None:
-        assert self._feed is not None and self._load is not None, "messages come over a connection"
+        assert self._feed is not None, "messages come over a connection"
         if isinstance(message, SnapshotChunk):
             self._feed.chunk(message)
         elif isinstance(message, StepFrame):
             self._feed.frame(message)  # before the outputs: they belong to blocks that the events announce
-            self._load.report(message.load)
             for output in self._rows.expand(
                 message.outputs, unpack_tokens(message.rows), unpack_tokens(message.tokens)
             ):
                 self._owner.deliver(self, output)
+            self._report(message.load)  # after the first tokens: it does not contain their prefills any more
         else:
             self._owner.reject(self, message)
 
+    def _report(self, load: Load) -> None:
+        self._reported = load
+        self._board.report(
+            self.replica_id,
+            waiting_prefill_tokens=load.waiting_prefill_tokens,
+            num_in_flight=load.num_running + load.num_waiting,
+            speeds=load.speeds,
+            utilization=load.prefill_utilization,
+            now_s=self._clock(),
+        )
+
     def lost(self, reason: str) -> None:
-        self.welcome = self._feed = self._load = None
+        self.welcome = self._feed = self._reported = None
         self._index.disconnect(self.replica_id)
+        self._board.remove(self.replica_id)
         self._owner.replica_lost(self, reason)
 
     # What the dispatcher does with it
 
-    def candidate(self, matched_tokens: int) -> Candidate:
-        assert self._load is not None, "a candidate is connected"
-        return self._load.candidate(self.replica_id, matched_tokens)
-
     def submit(self, generation: Generation, placement: Placement) -> None:
-        assert self._link is not None and self._load is not None, "a candidate is connected"
-        wire_id = placement.wire_id
-        message = generation.submit(wire_id, self._clock())
+        assert self._link is not None, "a candidate is connected"
+        wire_id, now_s = placement.wire_id, self._clock()
+        message = generation.submit(wire_id, now_s)
+        num_cached = placement.decision.matched_tokens
         num_tokens = generation.num_prompt_tokens + generation.num_generated_tokens
-        self._load.dispatched(
-            wire_id, max(0, num_tokens - placement.decision.matched_tokens), message.num_live_sequences
+        self._board.dispatched(
+            self.replica_id,
+            wire_id,
+            num_uncached=max(0, num_tokens - num_cached),
+            num_cached=num_cached,
+            now_s=now_s,
+            num_sequences=message.num_live_sequences,
         )
         self.live[wire_id] = generation
         self._link.send(message)
@@ -170,7 +192,7 @@ class ReplicaView:
     def drop(self, wire_id: str, *, cancel: bool) -> None:
         """The request is no longer live here; `cancel`: the replica does not know that yet."""
         self.live.pop(wire_id, None)
-        self.settle(wire_id)
+        self._board.ended(self.replica_id, wire_id)
         if cancel and self._link is not None:
             self._link.send(Cancel(wire_id))
 
@@ -179,8 +201,8 @@ class ReplicaView:
             self._link.send(Cancel(wire_id, index))
 
     def settle(self, wire_id: str) -> None:
-        if self._load is not None:
-            self._load.settled(wire_id)
+        """Its first token has come: its prefill is over."""
+        self._board.prefilled(self.replica_id, wire_id)
 
     def refuse_new(self) -> None:
         self._refuses_new = True
@@ -211,8 +233,8 @@ class ReplicaView:
             index=index.state(self.replica_id),
             num_indexed_blocks=index.num_blocks(self.replica_id),
             num_live_requests=len(self.live),
-            prefill_tokens=0 if self._load is None else self._load.prefill_tokens,
-            load=None if self._load is None else self._load.reported,
+            prefill_tokens=0 if self.welcome is None else self._board.waiting_prefill_tokens(self.replica_id),
+            load=self._reported,
             workers=self.info.workers,
             detail=self.info.detail or ("" if self._link is None else self._link.detail),
         )

@@ -22,16 +22,18 @@ class RoutedRequest:
 class Reason(enum.Enum):
     """Why a replica was chosen; shown in the response header `x-trunkline-route-reason`."""
 
-    PREFIX = "prefix"  # it holds the longest match
-    BALANCED = "balanced"  # a holder was over its capacity, this one is the least loaded
-    COLD = "cold"  # nobody holds any of it
+    PREFIX = "prefix"  # it holds the longest match, and that was worth it
+    BALANCED = "balanced"  # computing more of it here is cheaper than waiting for a holder
+    COLD = "cold"  # nobody holds any of it: the shortest wait
+    AFFINITY = "affinity"  # several were as good; the session's or cache key's own one of them
     ONLY = "only"  # there was no choice
+    FALLBACK = "fallback"  # costs could not be computed: matched share less load
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
     replica: str
     matched_tokens: int  # predicted to be cached there
-    cost: float  # what the policy minimised
+    cost: float  # what the policy minimised: seconds, except for FALLBACK
     reason: Reason
     best_matched_tokens: int = 0  # the longest match of any ready replica

@@ -17,7 +17,9 @@ from protocol.membership import ReplicaInfo
 from protocol.messages import Identity
 from router.deployment import Deployment
 from router.dispatcher import Dispatcher
+from router.explanation import Explanation
 from router.generation import Generation
+from router.prefill_board import PrefillBoard
 from router.prefix_index import PrefixIndex
 from router.replica_view import ReplicaView
 from router.routed_request import RoutedRequest
@@ -44,11 +46,13 @@ class Router:
         self._index = PrefixIndex(
             expectation_ttl_s=config.expectation_ttl_s, max_blocks_per_replica=config.max_indexed_blocks
         )
+        self._board = PrefillBoard()
         self._views: dict[str, ReplicaView] = {}
         self._dispatcher = Dispatcher(
             config,
             self._deployment,
             self._index,
+            self._board,
             self._views,
             self.counters,
             rng or random.Random(),
@@ -71,7 +75,9 @@ class Router:
                 await view.follow(info)
 
     def _add(self, info: ReplicaInfo) -> ReplicaView:
-        view = ReplicaView(info, self._config, self._deployment, self._index, self._dispatcher, self._clock)
+        view = ReplicaView(
+            info, self._config, self._deployment, self._index, self._board, self._dispatcher, self._clock
+        )
         self._views[info.replica_id] = view
         return view
 
@@ -97,6 +103,10 @@ class Router:
             yield generation
         finally:
             self._dispatcher.end(generation)
+
+    def explain(self, request: RoutedRequest) -> Explanation:
+        """Where the request would go now, and why. Nothing is sent, counted or remembered. Raises NoReplica."""
+        return self._dispatcher.explain(request)
 
     async def reset_prefix_cache(self) -> int:
         """Blocks in use over all replicas; 0: every cache is empty now. A replica that dies meanwhile has none."""

@@ -16,7 +16,6 @@ class RouterConfig:
     retry_after_s: float = 1.0  # what an overloaded router asks of its clients
     max_moves: int = 3  # of one request, whatever made them necessary
     max_deaths: int = 2  # replicas that died while they ran one request: it may be what kills them
-    prefill_backlog_s: float = 1.0  # a replica with more prefill outstanding is over its capacity
     connect_timeout_s: float = 5.0
     ping_interval_s: float = 1.0
     ping_timeout_s: float = 5.0  # nothing heard for so long after a ping: the peer is lost

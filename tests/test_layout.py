@@ -20,7 +20,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "router": {"protocol"},
     "workers": {"protocol", "kernels"},
     "controller": {"router", "workers", "protocol"},
-    "trunkline": {"controller", "router", "workers", "kernels", "protocol"},
+    "simulator": {"router", "workers", "protocol"},
+    "trunkline": {"controller", "router", "workers", "kernels", "protocol", "simulator"},
 }
 RAY_AT_HOME = {"workers/actor.py", "router/actor.py"}
 TORCH_FREE = (
@@ -55,13 +56,13 @@ def test_imports_run_one_way(package: str) -> None:
     assert not {path: names for path, names in offenders.items() if names}
 
 
-@pytest.mark.parametrize("package", ["protocol", "kernels", "router", "workers"])
+@pytest.mark.parametrize("package", ["protocol", "kernels", "router", "workers", "simulator"])
 def test_ray_stands_in_one_file_per_package(package: str) -> None:
     with_ray = {str(path.relative_to(ROOT)) for path in sources(package) if "ray" in top_imports(path)}
     assert with_ray <= RAY_AT_HOME
 
 
-@pytest.mark.parametrize("package", ["protocol", "router"])
+@pytest.mark.parametrize("package", ["protocol", "router", "simulator"])
 def test_the_router_knows_no_torch(package: str) -> None:
     assert not [path for path in sources(package) if "torch" in top_imports(path)]
 

@@ -1,4 +1,4 @@
-"""The `trunkline` command: serve, generate, status, stop. Options are named as in `vllm serve` where that has them.
+"""The `trunkline` command: serve, generate, status, stop, simulate. Options are named as in `vllm serve`, if there.
 
 Only reads the command line; each subcommand's module is imported when it is chosen, so `--help` is instant.
 """
@@ -46,6 +46,10 @@ def _run(options: argparse.Namespace) -> int:
         from trunkline import status
 
         return status.run(options)
+    if options.command == "simulate":
+        from trunkline import simulate
+
+        return simulate.run(options)
     from trunkline import stop
 
     return stop.run(options)
@@ -61,6 +65,9 @@ def build_parser() -> argparse.ArgumentParser:
     _add_generate(commands.add_parser("generate", help="complete prompts without a server"))
     _add_status(commands.add_parser("status", help="show a running deployment"))
     _add_stop(commands.add_parser("stop", help="drain a running deployment and stop it"))
+    _add_simulate(
+        commands.add_parser("simulate", help="compare routing policies, or plan capacity, on a trace")
+    )
     return parser
 
 
@@ -119,3 +126,41 @@ def _add_status(parser: argparse.ArgumentParser) -> None:
 def _add_stop(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--address", help="the deployment's Ray (default: RAY_ADDRESS, else this machine's)")
     parser.add_argument("--grace", type=float, metavar="SECONDS", help="for running requests (default: 30)")
+
+
+def _add_simulate(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Run a trace of requests against simulated replicas. A line of the trace is a JSON object with timestamp (ms), "
+        "input_length, output_length, and hash_ids of the prompt's blocks of 512 tokens."
+    )
+    parser.add_argument(
+        "--trace", required=True, metavar="FILE", help="JSON lines, as Mooncake's public traces"
+    )
+    parser.add_argument(
+        "--replicas",
+        type=int,
+        default=8,
+        metavar="N",
+        help="default: 8; with --slo-ttft-p99 the most allowed",
+    )
+    parser.add_argument(
+        "--speed", type=float, default=1.0, metavar="X", help="2: in half the time (default: 1)"
+    )
+    parser.add_argument(
+        "--cache-tokens", type=int, default=512_000, metavar="N", help="of each replica (default: 512000)"
+    )
+    parser.add_argument(
+        "--policy", default="all", metavar="NAME", help="default: all; a wrong one lists them"
+    )
+    parser.add_argument(
+        "--order",
+        default="response-ratio",
+        metavar="NAME",
+        help="of admission at the replicas, or all (default: ours)",
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of random choices (default: 0)")
+    parser.add_argument(
+        "--slo-ttft-p99", metavar="TIME", help="find the fewest replicas that keep to this, as 2s or 500ms"
+    )
+    parser.add_argument("--json", metavar="FILE", help="the rows, for programs")
+    parser.add_argument("--plot", metavar="FILE.png", help="the rows as bars (needs matplotlib)")

@@ -117,10 +117,12 @@ class Engine:
         flight = self._flights.popleft()
         sampled = flight.pending.wait()
         now_s = self._clock()
-        self._speed.observe(flight.plan, now_s - max(flight.launched_s, self._collected_s))
+        self._speed.observe(flight.plan, now_s - max(flight.launched_s, self._collected_s), now_s)
         self._collected_s = now_s
-        if self._speed.prefill_s_per_token:
-            self._scheduler.prefill_s_per_token = self._speed.prefill_s_per_token
+        fit = self._speed.prefill
+        if fit.s_per_token:
+            self._scheduler.prefill_s_per_token = fit.s_per_token
+            self._scheduler.prefill_s_per_pair = fit.s_per_pair
         self._step += 1
         return self._scheduler.complete(sampled)
 
@@ -129,6 +131,8 @@ class Engine:
             self._scheduler.load(),
             prefill_s_per_token=self._speed.prefill_s_per_token,
             decode_step_s=self._speed.decode_step_s,
+            speeds=self._speed.speeds,
+            prefill_utilization=self._speed.utilization.at(self._collected_s),
         )
 
     def idle_report(self) -> StepReport:

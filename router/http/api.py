@@ -14,6 +14,7 @@ from router.http.api_config import ApiConfig
 from router.http.api_errors import api_error
 from router.http.api_guard import Guard
 from router.http.auth import Authenticator
+from router.http.explain_route import explain_routes
 from router.http.generation_routes import generation_routes
 from router.http.metrics import RouterMetrics
 from router.http.request_router import RequestRouter
@@ -27,7 +28,14 @@ def create_app(router: RequestRouter, tokenizer: Tokenizer, config: ApiConfig) -
     authenticator = Authenticator(config.api_keys, config.secrets)
     serving = Serving(router, tokenizer, config, RouterMetrics(router, config.model), authenticator)
     app = FastAPI(title="Trunkline", version=config.version, docs_url=None, redoc_url=None)
-    for routes in (generation_routes, model_routes, token_routes, operator_routes, probe_routes):
+    for routes in (
+        generation_routes,
+        model_routes,
+        token_routes,
+        operator_routes,
+        explain_routes,
+        probe_routes,
+    ):
         app.include_router(routes(serving))
     app.add_exception_handler(HTTPException, _answer_routing_error)
     app.add_middleware(Guard, authenticator=authenticator)

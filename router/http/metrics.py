@@ -41,6 +41,11 @@ _LOADS: tuple[tuple[str, str, Callable[[Load], float]], ...] = (
         "Uncached prompt tokens that are still to be computed.",
         lambda load: load.waiting_prefill_tokens,
     ),
+    (
+        "prefill_utilization",
+        "Share of the last minute, about, that went to prefill, 0 to 1.",
+        lambda load: load.prefill_utilization,
+    ),
 )
 _COUNTERS: tuple[tuple[str, str, Callable[[RouterCounters], int]], ...] = (
     ("router_requests", "Requests that the router took.", lambda it: it.requests),

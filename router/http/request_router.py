@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from protocol.messages import SequenceOutput
+from router.explanation import Explanation
 from router.routed_request import Decision, RoutedRequest
 from router.router_status import RouterCounters, RouterStatus
 
@@ -42,6 +43,10 @@ class RequestRouter(Protocol):
 
     def open(self, request: RoutedRequest) -> AbstractAsyncContextManager[RunningGeneration]:
         """Leaving the context cancels, at the replica, whatever has not finished."""
+        ...
+
+    def explain(self, request: RoutedRequest) -> Explanation:
+        """A dry run. Raises NoReplica."""
         ...
 
     async def reset_prefix_cache(self) -> int: ...

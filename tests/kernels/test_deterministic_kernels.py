@@ -17,6 +17,7 @@ from kernels.deterministic_linear import DeterministicPacker, TiledLinear
 from kernels.deterministic_products import FixedProducts
 from kernels.dispatch import Kernels, select_kernels
 from kernels.fixed_tiles import aligned, cut
+from kernels.largest import largest_with_places
 from kernels.naive_attention import attend_naively
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2}
@@ -192,6 +193,16 @@ def test_tokens_sent_to_experts_stand_alone(
     assert_rows_stand_alone(route, torch.randn(262, 72).to(dtype))
 
 
+@pytest.mark.parametrize("size", (99, 2000))
+def test_of_equal_numbers_the_first_are_the_largest(size: int) -> None:
+    values = torch.randint(9, (5, size)).float()
+    expected = torch.sort(values, dim=-1, descending=True, stable=True)
+    for count in (0, 1, 2, 20, size):
+        found, places = largest_with_places(values, count)
+        assert torch.equal(found, expected.values[:, :count])
+        assert torch.equal(places, expected.indices[:, :count])
+
+
 PLAIN = AttentionVariant(0.3)
 SLOPES = tuple(0.7 / (1.3 * index + 1) for index in range(8))
 VARIANTS = {
@@ -242,7 +253,7 @@ def random_step(dice: random.Random) -> list[QueryRow]:
 
 
 @DTYPES
-@pytest.mark.parametrize("shape", ((4, 2, 16), (3, 8, 7), (16, 1, 64)), ids=str)
+@pytest.mark.parametrize("shape", ((3, 8, 7), (16, 2, 64)), ids=str)
 @pytest.mark.parametrize("name", VARIANTS)
 def test_attention_to_the_same_keys_has_the_same_bits_in_any_step(
     name: str, shape: tuple[int, int, int], dtype: torch.dtype
@@ -251,7 +262,7 @@ def test_attention_to_the_same_keys_has_the_same_bits_in_any_step(
     attention = DeterministicAttention(VARIANTS[name], dtype, block_size, 2 * kv_heads * head_dim)
     sequences, dice = Sequences(dtype, *shape), random.Random(1)
     whole = [sequences.attend(attention, [QueryRow(row, 0, NUM_TOKENS)])[0] for row in range(4)]
-    for step in range(12):
+    for step in range(8):
         sequences.shuffle(step)
         rows = random_step(dice)
         for row, out in zip(rows, sequences.attend(attention, rows), strict=True):

@@ -149,6 +149,7 @@ async def test_two_routers_share_the_replicas_and_know_what_the_other_made_cache
     one, other = await make_router(replicas), await make_router(replicas)
     await answer(one, make_request(range(1, 42)))
     await eventually(lambda: any(each.num_indexed_blocks >= 10 for each in other.status().replicas))
+    await eventually(lambda: not any(each.load.num_running for each in other.status().replicas))
     async with other.open(make_request(range(1, 42))) as generation:
         assert generation.decision.matched_tokens == 40
         assert (await anext(generation)).num_cached_tokens == 40

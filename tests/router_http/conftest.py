@@ -16,12 +16,15 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from protocol.errors import NoReplica
 from protocol.membership import ReplicaState, WorkerInfo
 from protocol.messages import CacheCounts, FinishReason, Load, SequenceOutput, TokenLogprob
 from protocol.tokens import unpack_tokens
+from router.explanation import Explanation
 from router.http.api import create_app
 from router.http.api_config import ApiConfig
 from router.http.http_server import HttpServer
+from router.policy import CostTerms
 from router.prefix_index import IndexState
 from router.routed_request import Decision, Reason, RoutedRequest
 from router.router_status import ReplicaStatus, RouterCounters, RouterStatus
@@ -165,6 +168,7 @@ class FakeRouter:
         self.counters = RouterCounters()
         self.blocks_in_use = 0
         self.requests: list[RoutedRequest] = []
+        self.explained: list[RoutedRequest] = []
         self.num_open = 0
         self.generations: list[FakeGeneration] = []
         self.left = asyncio.Event()  # some request's context was left
@@ -187,6 +191,18 @@ class FakeRouter:
         finally:
             self.num_open -= 1
             self.left.set()
+
+    def explain(self, request: RoutedRequest) -> Explanation:
+        self.explained.append(request)
+        if not self.ready:
+            raise NoReplica("no replica is ready")
+        costs = (
+            CostTerms("replica-1", 16, 0.5, 0.25, 2, 1.0, 0.0, 0.125),
+            CostTerms("replica-2", 0, *[1.0] * 6),
+        )
+        indexes = {"replica-1": IndexState.SYNCED, "replica-2": IndexState.BLIND}
+        decision = Decision("replica-1", 16, 1.875, Reason.PREFIX, 16)
+        return Explanation(20, decision, costs, indexes, 1.5, 0.25, 0.5)
 
     async def reset_prefix_cache(self) -> int:
         return self.blocks_in_use

@@ -98,7 +98,7 @@ def test_generate_takes_sampling_options() -> None:
     assert (sampling.n, sampling.stop, sampling.greedy) == (2, ("x",), True)
 
 
-@pytest.mark.parametrize("command", ["serve", "generate", "status", "stop"])
+@pytest.mark.parametrize("command", ["serve", "generate", "status", "stop", "simulate"])
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         build_parser().parse_args([command, "--help"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -82,6 +83,15 @@ def test_what_is_cached_does_not_count_as_remaining() -> None:
     long, short = waiting(1, num_tokens=5000), waiting(2)
     order = line(ResponseRatio(), [short, long])
     assert arrivals(order, moment(0.0, {long: 4990})) == [1, 2]
+
+
+def test_the_end_of_a_long_context_costs_more_than_as_many_tokens_without_one() -> None:
+    long, short = waiting(1, num_tokens=50_000), waiting(2, num_tokens=500)
+    order = line(ResponseRatio(), [long, short])
+    cached = {long: 49_550}
+    assert arrivals(order, moment(0.0, cached)) == [1, 2]
+    with_attention = replace(moment(SLICE_S, cached), prefill_s_per_pair=S_PER_TOKEN / 50_000)
+    assert arrivals(order, with_attention) == [2, 1]
 
 
 def test_matches_are_read_again_once_a_slice() -> None:

@@ -154,6 +154,10 @@ class KvCache:
         starts = range(0, len(digests) - DIGEST_BYTES + 1, DIGEST_BYTES)
         self.pool.refresh(self.prefixes.find(digests[at : at + DIGEST_BYTES] for at in starts))
 
+    def refresh(self, table: BlockTable, num_cached_tokens: int) -> None:
+        """The same for the blocks of that many tokens, the first of a table that waits for its turn."""
+        self.pool.refresh(self.prefixes.find(table.digests[: num_cached_tokens // self.block_size]))
+
     def reset(self) -> int:
         """Forget every prefix. Refused while blocks are in use: answers how many are, 0 when it is done."""
         if self.pool.num_used == 0:

@@ -22,6 +22,7 @@ class Moment:
     now_s: float  # a monotonic clock, of the engine or simulated
     prefill_s_per_token: float
     num_uncached: Callable[[Sequence], int]  # tokens left to prefill, the cache re-read for those not begun
+    prefill_s_per_pair: float = 0.0  # of each token and each one before it: attention
 
 
 class AdmissionOrder(Protocol):

@@ -32,6 +32,9 @@ class LongestMatchFirst(WaitingLine):
 class ResponseRatio(WaitingLine):
     """Lowest remaining prefill seconds per second waited first: short ones overtake, and nobody starves.
 
+    Attention counts among the seconds: left out, a simulation of a public trace at high load gave 4 to 8 % longer
+    mean times to the first token.
+
     Two begun prefills do not take turns. Whoever is served gets a better key by that; whoever overtakes it has
     waited less, so its key improves faster from then on too.
     """
@@ -39,5 +42,7 @@ class ResponseRatio(WaitingLine):
     __slots__ = ()
 
     def key(self, sequence: Sequence, moment: Moment) -> float:
-        remaining_s = PREFILL_S + moment.num_uncached(sequence) * moment.prefill_s_per_token
-        return remaining_s / (1.0 + moment.now_s - sequence.live.arrived_s)
+        num_uncached = moment.num_uncached(sequence)
+        before = len(sequence.tokens) - num_uncached / 2  # tokens that one of these has before it, on average
+        per_token_s = moment.prefill_s_per_token + before * moment.prefill_s_per_pair
+        return (PREFILL_S + num_uncached * per_token_s) / (1.0 + moment.now_s - sequence.live.arrived_s)

@@ -65,16 +65,22 @@ class Scheduler:
         self._order = ResponseRatio(config.priority_ageing_s) if order is None else order
         self._prefill = Prefill(config, self.kv, self._running, self._order, self._holds, self._meter)
         self.prefill_s_per_token = ASSUMED_PREFILL_S_PER_TOKEN
+        self.prefill_s_per_pair = 0.0
         self._step = 0
         self._flights: deque[PlanDraft] = deque()  # scheduled, not completed, the oldest first
 
     def add(self, request: Request, now_s: float = 0.0) -> None:
-        """Queue a request. Raises InvalidRequest or ContextLengthExceeded when it can never run."""
+        """Queue a request. Raises InvalidRequest or ContextLengthExceeded when it can never run.
+
+        The cached blocks that it matches now are reused last, so that they do not go while it waits.
+        """
         if request.request_id in self._requests:
             raise InvalidRequest(f"request {request.request_id!r} is running already", param="request_id")
         live = self._arrivals.open(request, now_s)
         self._requests[request.request_id] = live
-        self._prefill.queue(live.sequences[0])
+        first = live.sequences[0]
+        self._prefill.queue(first)
+        self.kv.refresh(first.table, len(first.tokens) - first.backlog_tokens)
 
     def abort(self, request_id: str, index: int | None = None) -> list[SequenceOutput]:
         """End a request, or one sequence of it, now, and free all that it holds.
@@ -97,7 +103,9 @@ class Scheduler:
         What is in flight counts as done, though its tokens are not known yet.
         """
         draft = PlanDraft()
-        moment = Moment(now_s, self.prefill_s_per_token, self._prefill.matches.num_uncached)
+        moment = Moment(
+            now_s, self.prefill_s_per_token, self._prefill.matches.num_uncached, self.prefill_s_per_pair
+        )
         self._make_room()
         for sequence in self._prefill.to_displace(moment):
             self._preempt(sequence)

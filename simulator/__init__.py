@@ -1,0 +1,1 @@
+"""The product's routing policy and admission orders in simulated time, over a trace. No torch, no Ray."""
