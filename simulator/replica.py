@@ -14,10 +14,11 @@ from simulator.sequence import SimulatedSequence
 from simulator.service_model import ServiceModel
 from simulator.trace import BLOCK_TOKENS
 from workers.scheduling.admission import Moment
+from workers.scheduling.scheduler_config import SchedulerConfig
 from workers.scheduling.sequence import Sequence
 from workers.scheduling.waiting_line import WaitingLine
 
-MOST_BEGUN = 2  # prefills begun at a time, as in the scheduler
+MOST_BEGUN = SchedulerConfig().max_begun_prefills
 NEVER = float("inf")
 _SLACK = 1e-9  # of sums of floats that should be equal
 

@@ -21,7 +21,9 @@ from workers.step_plan import SampledTokens
 BLOCK_SIZE = 16
 NUM_PROMPT_TOKENS, NUM_GENERATED = 320, 64
 NUM_BLOCKS = (NUM_PROMPT_TOKENS + NUM_GENERATED - 1) // BLOCK_SIZE  # full ones of one request
-CALLS_PER_BLOCK = 28  # Python's and C's, over its life: hash, register, log, free, forget at reuse, remember, log
+CALLS_PER_BLOCK = (
+    28  # Python's and C's, over its life: hash, register, log, free, forget at reuse, remember, log
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ class SchedulerConfig:
     max_num_batched_tokens: int = 2048  # a step's budget
     enable_prefix_caching: bool = True
     max_begun_prefills: int = 2  # left partly done by a step, of a priority class and those before it
-    # Waiting this long improves a priority class by one; None: never. Short, it lets adjacent classes merge in overload:
-    # at twice what a replica can do, 30 s gave the better class a mean first token of 31 s, 300 s one of 3.9 s.
+    # Waiting this long improves a priority class by one; None: never. Short, it lets adjacent classes merge in
+    # overload: at twice what a replica can do, 30 s gave the better class a mean first token of 31 s, 300 s 3.9 s.
     priority_ageing_s: float | None = 300.0
 
     def __post_init__(self) -> None:
