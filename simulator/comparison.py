@@ -92,26 +92,29 @@ def fewest_replicas(
     InvalidRequest if even the most are too few.
     """
 
-    def tried(num_replicas: int) -> Row:
-        return simulate(requests, replace(deployment, num_replicas=num_replicas), policy, order)
+    most_late = len(requests) - math.ceil(0.99 * len(requests))
+
+    def enough_with(num_replicas: int) -> Row | None:
+        fleet = replace(deployment, num_replicas=num_replicas)
+        simulation = Simulation(requests, fleet, policy[1], order[1])
+        return summary(simulation, policy[0], order[0]) if simulation.keeps(p99_ttft_s, most_late) else None
 
     too_few, enough = 0, 1
-    row = tried(enough)
-    while row.p99_ttft_s > p99_ttft_s:
+    row = enough_with(enough)
+    while row is None:
         if enough == deployment.num_replicas:
             raise InvalidRequest(
-                f"with {enough} replicas the p99 TTFT under {policy[0]} is still {row.p99_ttft_s:.2f} s: allow more "
-                f"replicas than that with --replicas, or more time than {p99_ttft_s:g} s; the longest prompts may take "
-                "longer alone",
+                f"with {enough} replicas the p99 TTFT under {policy[0]} is above {p99_ttft_s:g} s: allow more replicas "
+                "than that with --replicas, or more time; the longest prompts may take longer alone",
                 param="--slo-ttft-p99",
             )
         too_few, enough = enough, min(2 * enough, deployment.num_replicas)
-        row = tried(enough)
+        row = enough_with(enough)
     while enough - too_few > 1:
         middle = (too_few + enough) // 2
-        candidate = tried(middle)
-        if candidate.p99_ttft_s <= p99_ttft_s:
-            enough, row = middle, candidate
-        else:
+        candidate = enough_with(middle)
+        if candidate is None:
             too_few = middle
+        else:
+            enough, row = middle, candidate
     return row

@@ -61,17 +61,28 @@ class Simulation:
         self._due_s = [NEVER] * deployment.num_replicas  # when each replica wants to be called
         self._agenda: list[tuple[float, int]] = []  # a heap of these, with some that hold no more
         self.ended: list[tuple[SimulatedSequence, float]] = []  # with the time of the last token
+        self.num_late = 0  # first tokens later than `late_s`
+        self._late_s = NEVER
+        self._most_late = len(requests)
 
     def run(self) -> None:
         """To the end of the last request."""
         for request in self._requests:
             self._run_until(request.arrival_s)
+            if self.num_late > self._most_late:
+                return
             self._route(request)
         self._run_until(NEVER)
 
+    def keeps(self, late_s: float, most_late: int) -> bool:
+        """Run, unless more than `most_late` first tokens take longer: then False as soon as that is certain."""
+        self._late_s, self._most_late = late_s, most_late
+        self.run()
+        return self.num_late <= most_late
+
     def _run_until(self, until_s: float) -> None:
         agenda, due_s = self._agenda, self._due_s
-        while agenda and agenda[0][0] <= until_s:
+        while agenda and agenda[0][0] <= until_s and self.num_late <= self._most_late:
             at_s, number = heapq.heappop(agenda)
             if at_s != due_s[number]:
                 continue  # something else happened there since
@@ -93,6 +104,8 @@ class Simulation:
         if happened.prefilled is not None:
             fleet.prefilled(happened.prefilled.request, number)
             self._policy.prefilled(happened.prefilled.request, number)
+            assert happened.prefilled.ttft_s is not None, "its prefill has ended"
+            self.num_late += happened.prefilled.ttft_s > self._late_s
         for sequence in happened.ended:
             fleet.ended(sequence.request, number)
             self._policy.ended(sequence.request, number)

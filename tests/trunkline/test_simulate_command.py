@@ -90,7 +90,7 @@ def test_the_command_says_how_many_replicas_are_enough(
 
 
 def test_a_time_that_no_allowed_number_of_replicas_keeps_is_refused(trace: Path) -> None:
-    with pytest.raises(InvalidRequest, match="with 3 replicas the p99 TTFT under trunkline is still"):
+    with pytest.raises(InvalidRequest, match="with 3 replicas the p99 TTFT under trunkline is above"):
         fewest_replicas(read_trace(trace), Deployment(3, 100), OURS, ORDER, 0.05)
 
 
