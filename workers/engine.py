@@ -17,7 +17,8 @@ from protocol.events import KvEvent
 from protocol.messages import Load, SequenceOutput, Submit
 from workers.runner import PendingStep, Runner, RunnerFacts
 from workers.scheduling.request import Request
-from workers.scheduling.scheduler import Scheduler, SchedulerConfig, StepOutputs
+from workers.scheduling.scheduler import Scheduler, SchedulerConfig
+from workers.scheduling.step_outputs import StepOutputs
 from workers.speed_meter import SpeedMeter
 from workers.step_plan import StepPlan
 

@@ -10,8 +10,7 @@ Pure: no torch, no Ray, no clock: the time is told. It knows rows and block ids,
 
 from __future__ import annotations
 
-from collections import abc, deque
-from dataclasses import dataclass, field
+from collections import deque
 
 from protocol.block_hash import BlockHasher
 from protocol.errors import InvalidRequest
@@ -31,18 +30,10 @@ from workers.scheduling.request import Request
 from workers.scheduling.running import Running
 from workers.scheduling.scheduler_config import SchedulerConfig
 from workers.scheduling.sequence import Ending, Sequence
+from workers.scheduling.step_outputs import StepOutputs
 from workers.step_plan import SampledTokens, StepPlan
 
-__all__ = ["Scheduler", "SchedulerConfig", "StepOutputs"]
-
-
-@dataclass(slots=True)
-class StepOutputs:
-    """What a step brought: whole outputs, and plain tokens of announced rows as two columns."""
-
-    outputs: list[SequenceOutput] = field(default_factory=list)
-    rows: abc.Sequence[int] = ()
-    tokens: abc.Sequence[int] = ()
+__all__ = ["Scheduler", "SchedulerConfig"]
 
 
 class Scheduler:
@@ -280,21 +271,9 @@ class Scheduler:
         num_active = sum(live.num_rows > 0 for live in self._requests.values())
         assert num_active == self._meter.num_running_requests, "a wrong count of running requests"
         for each in sequences:
-            self._check_sequence(each)
-
-    def _check_sequence(self, sequence: Sequence) -> None:
-        table, computed = sequence.table, sequence.num_computed
-        if sequence.row is None:
-            assert computed == 0 and not table.blocks, "a waiting sequence holds blocks"
-            return
-        assert computed <= len(table.blocks) * self.kv.block_size, "KV without a block"
-        known = min(computed, len(sequence.tokens))
-        if table.chained and self.kv.enabled:
-            registered = table.num_registered * self.kv.block_size
-            assert known - 1 - self.kv.block_size < registered <= known, "a full block is not registered"
-        if sequence in self._running.decoding:
-            in_flight = sum(flight.advances(sequence) for flight in self._flights)
-            assert computed == len(sequence.tokens) - 1 + in_flight, "not the n+m-1 rule"
+            decodes = each in self._running.decoding
+            in_flight = sum(flight.advances(each) for flight in self._flights) if decodes else None
+            each.check_integrity(self.kv.block_size, self.kv.enabled, in_flight)
 
 
 def _may_start(sequence: Sequence) -> bool:

@@ -130,6 +130,20 @@ class Sequence:
                 return Ending(FinishReason.STOP, token)
         return Ending(FinishReason.LENGTH) if len(self.tokens) >= self.lengths.most else None
 
+    def check_integrity(self, block_size: int, cached: bool, in_flight: int | None) -> None:
+        """`in_flight`: steps launched that draw for it; None while it does not decode."""
+        table, computed = self.table, self.num_computed
+        if self.row is None:
+            assert computed == 0 and not table.blocks, "a waiting sequence holds blocks"
+            return
+        assert computed <= len(table.blocks) * block_size, "KV without a block"
+        known = min(computed, len(self.tokens))
+        if table.chained and cached:
+            registered = table.num_registered * block_size
+            assert known - 1 - block_size < registered <= known, "a full block is not registered"
+        if in_flight is not None:
+            assert computed == len(self.tokens) - 1 + in_flight, "not the n+m-1 rule"
+
     def _ending_on_arrival(self) -> Ending | None:
         if len(self.tokens) > self.lengths.prompt:
             return self.ending()
