@@ -18,11 +18,12 @@ class BackgroundRunner:
 
     def __init__(self, own: Runner) -> None:
         self._own = own
+        self._facts = replace(own.facts, max_in_flight=2)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="device-steps")
 
     @property
     def facts(self) -> RunnerFacts:
-        return replace(self._own.facts, max_in_flight=2)
+        return self._facts
 
     def launch(self, plan: StepPlan) -> BackgroundStep:
         return BackgroundStep(self._thread.submit(lambda: self._own.launch(plan).wait()))

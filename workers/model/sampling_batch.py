@@ -71,9 +71,12 @@ class SamplingBatch:
     ) -> SamplingBatch:
         wishes = columns.wishes[rows]
         assert (wishes & Wish.RUNNING).all(), f"rows {rows[wishes == 0].tolist()} have not been started"
+        passes = tuple(passes)
+        if not passes and (wishes == Wish.RUNNING).all():
+            return cls((), None, (), None)  # argmax alone, which needs no places
         random = (wishes & Wish.RANDOM) != 0
         return cls(
-            passes=tuple(passes),
+            passes=passes,
             greedy=places_of(~random, device),
             random=tuple(
                 RandomDraw.of(columns, rows, indices, device)

@@ -10,7 +10,8 @@ from protocol.errors import InvalidRequest
 @dataclass(frozen=True, slots=True)
 class SchedulerConfig:
     max_num_seqs: int = 64  # sequences that run at once
-    max_num_batched_tokens: int = 2048  # a step's budget
+    # A step's budget. At least this - max_num_seqs + 1 of it is left to a begun prefill, which has one of the rows.
+    max_num_batched_tokens: int = 2048
     enable_prefix_caching: bool = True
     max_begun_prefills: int = 2  # left partly done by a step, of a priority class and those before it
     # Waiting this long improves a priority class by one; None: never. Short, it lets adjacent classes merge in
@@ -27,8 +28,3 @@ class SchedulerConfig:
                 f"max_num_batched_tokens={self.max_num_batched_tokens} must be at least"
                 f" max_num_seqs={self.max_num_seqs}: each running sequence takes one token a step"
             )
-
-    @property
-    def least_prefill_tokens(self) -> int:
-        """What a step leaves to prefill, at least: whoever prefills has a row, so one decode less can run."""
-        return self.max_num_batched_tokens - self.max_num_seqs + 1

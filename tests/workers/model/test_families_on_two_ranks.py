@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from workers.model.cpu_runner import CpuRunner
 from workers.model.runner_config import RunnerConfig
@@ -16,7 +17,8 @@ from workers.step_plan import SampledTokens, StepPlan
 from workers.tensor_parallel import connect_group
 
 PROMPT = [1, 17, 42, 5, 77, 31, 8, 64, 90, 23, 11]
-NUM_TOKENS = 24
+NUM_TOKENS = 64
+TOLERANCE = 2e-5  # of the largest logit
 
 
 class Pair:
@@ -57,13 +59,22 @@ def open_pair() -> Iterator[Callable[[Path], Pair]]:
 
 
 def test_two_ranks_draw_the_tokens_of_one(
-    family_variant: str, open_runner: Any, open_pair: Any, make_checkpoint: Any, drive: Any
+    family_variant: str,
+    open_runner: Any,
+    open_pair: Any,
+    make_checkpoint: Any,
+    record_logits: Any,
+    drive: Any,
 ) -> None:
     directory = make_checkpoint(family_variant)
+    alone, pair = open_runner(directory), open_pair(directory)
+    logits = record_logits(alone), record_logits(pair.runners[0])
     found = []
-    for runner in (open_runner(directory), open_pair(directory)):
+    for runner in (alone, pair):
         driver = drive(runner)
         row = driver.add(PROMPT)
         driver.generate([row], NUM_TOKENS, chunk=7)
         found.append(driver.sequences[row].generated)
     assert found[0] == found[1]
+    expected, divided = map(torch.cat, logits)
+    assert (divided - expected).abs().max() < TOLERANCE * expected.abs().max()
