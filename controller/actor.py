@@ -40,6 +40,15 @@ class ControllerActor:
     async def stop(self, grace_s: float) -> None:
         await self._controller.stop(grace_s)
 
+    async def scale(self, num_replicas: int) -> None:
+        await self._controller.scale(num_replicas)
+
+    async def drain(self, replica: str) -> None:
+        await self._controller.drain(replica)
+
+    async def upgrade(self, config: DeploymentConfig) -> None:
+        await self._controller.upgrade(config)
+
     async def pid(self) -> int:
         return os.getpid()
 

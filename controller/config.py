@@ -18,6 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from protocol.errors import InvalidRequest, TrunklineError
 from workers.engine_config import EngineConfig
 
+MOST_REPLICAS = 1024
+
 
 class Section(BaseModel):
     """Frozen, and strict about names."""
@@ -65,12 +67,20 @@ class Routers(Section):
         return self.port + index if self.port else 0
 
 
+class Upgrade(Section):
+    """How units of another configuration replace those that run."""
+
+    surge: int = Field(
+        default=1, ge=0, le=64
+    )  # replicas beyond `replicas` meanwhile; 0: drain one, then start
+
+
 class DeploymentConfig(Section):
     """Top-level keys are named as the options of `trunkline serve`, which are those of `vllm serve`."""
 
     model: str = "sapling"
     served_model_name: str | None = None
-    replicas: int = Field(default=2, ge=1, le=1024)
+    replicas: int = Field(default=2, ge=1, le=MOST_REPLICAS)
     tensor_parallel_size: int = Field(default=1, ge=1, le=64)
     dtype: str = "auto"
     max_model_len: int | None = None
@@ -86,9 +96,10 @@ class DeploymentConfig(Section):
     seed: int = 0
     worker: WorkerResources = WorkerResources()
     routers: Routers = Routers()
+    upgrade: Upgrade = Upgrade()
     api_keys: tuple[str, ...] = Field(default=(), repr=False)
     api_key_file: Path | None = None
-    drain_timeout_s: float = Field(default=30.0, ge=0)  # how long running requests may go on after a stop
+    drain_timeout_s: float = Field(default=30.0, ge=0)  # how long running requests may go on in a drain
     start_timeout_s: float = Field(default=600.0, gt=0)  # from a worker's process to its warm-up pass
 
     @model_validator(mode="after")
@@ -167,7 +178,7 @@ def _sentence(kind: str, location: tuple[int | str, ...], message: str) -> str:
 
 
 def _nearest(location: tuple[int | str, ...]) -> str:
-    sections: dict[str, type[Section]] = {"worker": WorkerResources, "routers": Routers}
+    sections: dict[str, type[Section]] = {"worker": WorkerResources, "routers": Routers, "upgrade": Upgrade}
     section = sections.get(str(location[0]), DeploymentConfig) if len(location) > 1 else DeploymentConfig
     close = difflib.get_close_matches(str(location[-1]), section.model_fields, n=1, cutoff=0.5)
     if close:

@@ -11,15 +11,20 @@ import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 
+from controller.changes import drainable, finished, scaled, settled, taken_back, upgraded
+from controller.config import DeploymentConfig
+from controller.events import Event, noted
 from controller.log import log
-from controller.names import is_router, replica_name, router_name
+from controller.names import is_router, router_name
 from controller.published import Published
-from controller.reconcile import Action, Plan, Verb, failures_in_a_row, reconcile
+from controller.reconcile import Action, Plan, Verb, reconcile
+from controller.revision import replica_revision, router_revision
+from controller.rollout import Wanted
 from controller.state import DeploymentState, Store
 from controller.status import DeploymentStatus, status_of
-from controller.unit import Launched, Launcher, StartFailed, Unit, UnitFacts
+from controller.tending import Tending
+from controller.unit import Launcher, Unit, UnitRecord
 from protocol.membership import Membership, ReplicaInfo, ReplicaState
 
 
@@ -30,16 +35,17 @@ class Controller:
         launcher: Callable[[DeploymentState], Launcher],
         store: Store,
         clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        self._state = state
         self._make_launcher = launcher
         self._store = store
         self._clock = clock
-        self._launcher = launcher(state)
+        self._wall_clock = wall_clock
+        self._want(state)
         self._units: dict[str, Unit] = {}
-        self._tasks: asyncio.TaskGroup
         self._wake = asyncio.Event()
-        self._hurry = asyncio.Event()
+        self._tending = Tending(clock, self._became_ready, self._wake.set, self._note)
+        self._saving = asyncio.Lock()
         self._adopted = asyncio.Event()
         self._stopped = asyncio.Event()
         self._replicas: Published[tuple[ReplicaInfo, ...]] = Published()
@@ -47,10 +53,12 @@ class Controller:
 
     async def run(self) -> None:
         """Until everything has been stopped. An error that nobody expected ends it: its successor adopts."""
-        async with asyncio.TaskGroup() as self._tasks:
+        async with asyncio.TaskGroup() as tasks:
+            self._tending.begin(tasks)
             await self._adopt()
             while not (self._stopping and not self._units):
                 self._wake.clear()
+                await self._follow_upgrade()
                 plan = self._plan()
                 for action in plan.actions:
                     await self._apply(action)
@@ -60,6 +68,8 @@ class Controller:
         await self._store.remove()
         self._publish()
         self._stopped.set()
+
+    # What it is asked
 
     async def membership(self, version: int | None) -> Membership:
         """The replicas as soon as they are others than those of the caller's version."""
@@ -72,119 +82,163 @@ class Controller:
         """Drain, end everything, return when all is gone. It goes on without its caller; 0 also cuts a drain short."""
         await self._adopted.wait()  # what is stored until then is a former controller's
         if not self._stopping:
-            self._state = replace(self._state, stop_grace_s=grace_s)
-            await self._store.save(self._state)
-            log.info("stops; running requests have %g s", grace_s)
+            state = replace(self._state, stop_grace_s=grace_s)
+            await self._change(state, f"stops; running requests have {grace_s:g} s")
         if grace_s == 0:
-            self._hurry.set()
-        self._wake.set()
+            self._tending.hurry()
         await self._stopped.wait()
+
+    async def scale(self, num_replicas: int) -> None:
+        """So many replicas from now on. Raises InvalidRequest."""
+        await self._adopted.wait()
+        before = self._state.config.replicas
+        await self._change(
+            scaled(self._state, num_replicas), f"scales from {before} to {num_replicas} replicas"
+        )
+
+    async def drain(self, replica: str) -> None:
+        """End it, its running requests first; another takes its place. Returns when it is gone.
+
+        Raises InvalidRequest.
+        """
+        await self._adopted.wait()
+        unit = drainable(self._state, self._units, replica)
+        if unit.alive and unit.state is not ReplicaState.DRAINING:
+            self._drain(unit)
+            await self._save()
+            self._wake.set()
+        if unit.task is not None:
+            await asyncio.wait([unit.task])
+
+    async def upgrade(self, config: DeploymentConfig) -> None:
+        """Replace, one by one, whatever was launched otherwise. Returns at once; `status` tells how it goes.
+
+        When a unit of the new configuration cannot start, all is taken back. Raises InvalidRequest.
+        """
+        await self._adopted.wait()
+        await self._change(upgraded(self._state, config), "an upgrade begins")
+
+    # Wanted
 
     @property
     def _stopping(self) -> bool:
         return self._state.stop_grace_s is not None
 
-    def _wanted(self) -> list[str]:
-        config = self._state.config
-        replicas = [replica_name(index) for index in range(config.replicas)]
-        return replicas + [router_name(index) for index in range(config.routers.count)]
+    def _want(self, state: DeploymentState) -> None:
+        config = state.config
+        self._state = state
+        self._launcher = self._make_launcher(state)
+        self._wanted = Wanted(
+            num_replicas=config.replicas,
+            routers=tuple(router_name(index) for index in range(config.routers.count)),
+            revision=replica_revision(config),
+            router_revision=router_revision(config),
+            surge=config.upgrade.surge,
+        )
+
+    async def _change(self, state: DeploymentState, text: str) -> None:
+        """Another wanted state, stored before anything is done for it."""
+        self._want(state)
+        for unit in self._units.values():
+            if not unit.alive and unit.revision != self._revision_of(unit):
+                unit.forgive()
+        self._note("", text)
+        await self._save()
+        self._wake.set()
+
+    async def _follow_upgrade(self) -> None:
+        """One that is through is over; one whose units cannot start is taken back."""
+        if self._state.previous is None or self._stopping:
+            return
+        units = self._units.values()
+        failed = next((unit for unit in units if self._condemns_upgrade(unit)), None)
+        if failed is not None:
+            reason = f"{failed.name}: {failed.detail}"
+            await self._change(taken_back(self._state, reason), f"the upgrade is taken back: {reason}")
+        elif settled(self._wanted, [unit.observed() for unit in units]):
+            await self._change(finished(self._state), "the upgrade is through")
+
+    def _condemns_upgrade(self, unit: Unit) -> bool:
+        """Started as the upgrade asks, and failed twice, or in a way that trying again cannot help."""
+        failed = unit.state is ReplicaState.FAILED and unit.revision == self._revision_of(unit)
+        return failed and (unit.hopeless or (unit.failures >= 2 and not unit.proven))
+
+    def _revision_of(self, unit: Unit) -> str:
+        return self._wanted.router_revision if unit.is_router else self._wanted.revision
+
+    # From wanted to actual
 
     async def _adopt(self) -> None:
         """Take over a former controller's units, where there was one, and end what is left over."""
         known = await self._store.load()
         if known is not None:
-            self._state = known
-            self._launcher = self._make_launcher(known)
+            self._want(known)
         for record in self._state.units:
-            unit = self._units[record.unit] = Unit(record.unit, is_router(record.unit), record.incarnation)
-            if record.facts is None:
-                continue
-            launched = await self._launcher.adopt(record.unit, record.incarnation, record.facts)
-            if launched is not None:
-                log.info("adopts %s.%d", unit.name, unit.incarnation)
-                self._tend(unit, launched, record.facts)
+            await self._adopt_unit(record)
         await self._launcher.sweep([unit.record() for unit in self._units.values() if unit.alive])
         await self._save()
         self._adopted.set()
 
+    async def _adopt_unit(self, record: UnitRecord) -> None:
+        unit = Unit(record.unit, is_router(record.unit), record.incarnation, record.revision)
+        self._units[record.unit] = unit
+        if record.facts is None:
+            return
+        launched = await self._launcher.adopt(record.unit, record.incarnation, record.facts)
+        if launched is None:
+            return
+        log.info("adopts %s.%d", unit.name, unit.incarnation)
+        unit.state, unit.facts = ReplicaState.READY, record.facts
+        self._tending.tend(unit, launched, record.facts)
+        if record.draining:
+            self._drain(unit)
+
     def _plan(self) -> Plan:
         observed = [unit.observed() for unit in self._units.values()]
-        return reconcile(self._wanted(), observed, self._clock(), self._stopping)
+        return reconcile(self._wanted, observed, self._clock(), self._stopping)
 
     async def _apply(self, action: Action) -> None:
         if action.verb is Verb.FORGET:
-            del self._units[action.unit]
+            gone = self._units.pop(action.unit)
+            self._state = replace(self._state, retired={**self._state.retired, gone.name: gone.incarnation})
         elif action.verb is Verb.DRAIN:
-            unit = self._units[action.unit]
-            was_ready = unit.state is ReplicaState.READY
-            unit.state, unit.detail = ReplicaState.DRAINING, ""
-            self._tasks.create_task(self._drain(unit, was_ready))
+            self._drain(self._units[action.unit])
         else:
-            await self._start(action.unit)
+            await self._start(self._units.get(action.unit) or self._new(action.unit))
 
-    async def _start(self, name: str) -> None:
-        unit = self._units.setdefault(name, Unit(name, is_router(name)))
-        unit.incarnation += 1
+    def _new(self, name: str) -> Unit:
+        """Its incarnations count on where a former unit of this name stopped: nothing old is taken for new."""
+        unit = self._units[name] = Unit(name, is_router(name), self._state.retired.get(name, 0))
+        return unit
+
+    async def _start(self, unit: Unit) -> None:
+        if unit.revision != self._revision_of(unit):
+            unit.forgive()
+        unit.incarnation, unit.revision = unit.incarnation + 1, self._revision_of(unit)
         unit.state, unit.facts, unit.ready_at_s = ReplicaState.STARTING, None, None
         await self._save()
-        log.info("starts %s.%d", name, unit.incarnation)
-        self._tend(unit, self._launcher.launch(name, unit.incarnation), None)
+        log.info("starts %s.%d", unit.name, unit.incarnation)
+        self._tending.tend(unit, self._launcher.launch(unit.name, unit.incarnation), None)
 
-    def _tend(self, unit: Unit, launched: Launched, facts: UnitFacts | None) -> None:
-        unit.launched = launched
-        unit.work = self._tasks.create_task(self._work(unit, launched, facts))
-        unit.task = self._tasks.create_task(self._clean_up_after(unit.work, launched))
-        unit.task.add_done_callback(lambda _: self._wake.set())
+    def _drain(self, unit: Unit) -> None:
+        stop_grace_s = self._state.stop_grace_s
+        self._note(unit.name, "drains")
+        self._tending.drain(
+            unit, self._state.config.drain_timeout_s if stop_grace_s is None else stop_grace_s
+        )
 
-    async def _work(self, unit: Unit, launched: Launched, facts: UnitFacts | None) -> None:
-        """From start to death. Cancelled when the unit has drained."""
-        try:
-            if facts is None:
-                facts = await launched.start(partial(self._tell, unit))
-            await self._become_ready(unit, facts)
-            self._fail(unit, await launched.watch(), hopeless=False)
-        except StartFailed as error:
-            self._fail(unit, error.message, error.hopeless)
-
-    @staticmethod
-    async def _clean_up_after(work: asyncio.Task[None], launched: Launched) -> None:
-        await asyncio.wait([work])
-        await launched.kill()
-
-    async def _drain(self, unit: Unit, was_ready: bool) -> None:
-        assert unit.launched is not None and unit.work is not None, "a unit that is not alive cannot drain"
-        if was_ready and not self._hurry.is_set():
-            grace_s = self._state.stop_grace_s
-            drain = asyncio.ensure_future(unit.launched.drain(grace_s or 0.0))
-            hurry = asyncio.ensure_future(self._hurry.wait())
-            await asyncio.wait([drain, hurry, unit.work], return_when=asyncio.FIRST_COMPLETED)
-            drain.cancel()
-            hurry.cancel()
-        unit.work.cancel()
-
-    async def _become_ready(self, unit: Unit, facts: UnitFacts) -> None:
-        unit.facts, unit.ready_at_s, unit.detail, unit.proven = facts, self._clock(), "", True
-        if unit.state is not ReplicaState.DRAINING:
-            unit.state = ReplicaState.READY
+    async def _became_ready(self, unit: Unit) -> None:
+        self._note(unit.name, "is ready")
         await self._save()
-        self._publish()
+        self._wake.set()
 
-    def _fail(self, unit: Unit, detail: str, hopeless: bool) -> None:
-        if unit.state is ReplicaState.DRAINING:
-            return  # it ended because it was told to
-        now_s = self._clock()
-        ready_for_s = None if unit.ready_at_s is None else now_s - unit.ready_at_s
-        unit.failures = failures_in_a_row(unit.failures, ready_for_s)
-        unit.state, unit.facts, unit.failed_at_s = ReplicaState.FAILED, None, now_s
-        unit.detail, unit.hopeless = detail, hopeless and not unit.proven
-        log.error("%s.%d failed (%d in a row): %s", unit.name, unit.incarnation, unit.failures, detail)
-        self._publish()
+    # What others see
 
-    def _tell(self, unit: Unit, doing: str) -> None:
-        """What a start waits for; a first failure's reason stays in sight until the unit is ready."""
-        if not unit.failures:
-            unit.detail = doing
-            self._publish()
+    def _note(self, unit: str, text: str) -> None:
+        log.info("%s", f"{unit} {text}".strip())
+        self._state = replace(
+            self._state, events=noted(self._state.events, Event(self._wall_clock(), unit, text))
+        )
 
     def _publish(self) -> None:
         """Nothing before all has been adopted: an empty membership would cut every router off."""
@@ -193,7 +247,16 @@ class Controller:
         self._replicas.publish(replicas)
         hopeless = next((unit.detail for unit in self._units.values() if unit.hopeless), "")
         routers = tuple(info for info in infos if is_router(info.replica_id))
-        self._status.publish(status_of(replicas, routers, hopeless, self._stopping))
+        status = status_of(replicas, routers, hopeless, self._stopping)
+        self._status.publish(
+            replace(
+                status,
+                num_wanted=self._state.config.replicas,
+                upgrading=self._state.previous is not None,
+                upgrade_error=self._state.upgrade_error,
+                events=self._state.events,
+            )
+        )
 
     async def _await_change(self, look_again_at_s: float | None) -> None:
         wait_s = None if look_again_at_s is None else max(0.0, look_again_at_s - self._clock())
@@ -202,6 +265,8 @@ class Controller:
                 await self._wake.wait()
 
     async def _save(self) -> None:
-        units = tuple(unit.record() for unit in self._units.values())
-        self._state = replace(self._state, units=units)
-        await self._store.save(self._state)
+        """One at a time, and each what is true when its turn has come: no older state is ever stored last."""
+        async with self._saving:
+            units = tuple(unit.record() for unit in self._units.values())
+            self._state = replace(self._state, units=units)
+            await self._store.save(self._state)

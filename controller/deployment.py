@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 
 from controller.actor import ControllerActor
 from controller.actor_calls import answer, detached
@@ -17,7 +17,7 @@ from controller.names import CONTROLLER, NAMESPACE
 from controller.state import RayStore
 from controller.status import DeploymentStatus, Phase
 from protocol.deployment_secrets import DeploymentSecrets
-from protocol.errors import InvalidRequest
+from protocol.errors import InvalidRequest, NoReplica, TrunklineError
 
 RETRY_AFTER_S = 0.2  # while Ray restarts the controller
 
@@ -63,6 +63,18 @@ class Deployment:
             if status.phase is Phase.STOPPED:
                 return
 
+    async def scale(self, num_replicas: int) -> None:
+        """Raises InvalidRequest, as do the two below."""
+        await self._ask("scale", num_replicas)
+
+    async def drain(self, replica: str) -> None:
+        """Returns when it is gone."""
+        await self._ask("drain", replica)
+
+    async def upgrade(self, config: DeploymentConfig) -> None:
+        """Returns once it has begun; statuses tell how it goes."""
+        await self._ask("upgrade", config)
+
     async def stop(self, grace_s: float) -> None:
         """Returns when all is gone. The call is enough: the controller goes on when its caller dies."""
         while (found := self.find()) is not None:
@@ -71,3 +83,15 @@ class Deployment:
                 return
             except RayActorError:
                 await asyncio.sleep(RETRY_AFTER_S)  # it has left, or died: then its successor is asked again
+
+    async def _ask(self, method: str, *arguments: object) -> None:
+        """A controller that dies meanwhile is followed by another, which is asked again."""
+        while (found := self.find()) is not None:
+            try:
+                await answer(getattr(found._controller, method).remote(*arguments))
+                return
+            except RayActorError:
+                await asyncio.sleep(RETRY_AFTER_S)
+            except RayTaskError as error:
+                raise error.cause if isinstance(error.cause, TrunklineError) else error from None
+        raise NoReplica("the deployment has been stopped meanwhile")

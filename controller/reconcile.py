@@ -1,6 +1,6 @@
 """Wanted against actual: which units to start, to drain or to forget, and when to look again. Pure.
 
-A unit is a replica or a router. The rules, in order:
+A unit is a replica or a router; `rollout.py` says which of them there should be. The rules, in order:
     1. while stopping nothing is wanted: routers are drained first, replicas once no router is alive;
     2. a unit that is wanted and not alive is started, unless its last failure cannot be cured by trying again,
        or its pause after failing is not over;
@@ -14,6 +14,10 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from controller.rollout import Observed, Wanted, units_to_have
+
+__all__ = ["Observed", "Wanted"]
 
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 60.0
@@ -33,23 +37,6 @@ class Action:
 
 
 @dataclass(frozen=True, slots=True)
-class Observed:
-    """A unit as it is. Alive from its start until its processes are gone."""
-
-    unit: str
-    alive: bool
-    is_router: bool = False
-    draining: bool = False
-    failures: int = 0  # in a row
-    failed_at_s: float = 0.0  # on the controller's monotonic clock; counts when failures > 0
-    hopeless: bool = False  # trying again cannot help
-
-    @property
-    def restart_at_s(self) -> float:
-        return self.failed_at_s + pause_s(self.failures)
-
-
-@dataclass(frozen=True, slots=True)
 class Plan:
     actions: tuple[Action, ...]
     look_again_at_s: float | None  # None: only a change calls for another look
@@ -65,21 +52,27 @@ def failures_in_a_row(before: int, ready_for_s: float | None) -> int:
     return 1 if ready_for_s is not None and ready_for_s >= STEADY_S else before + 1
 
 
-def reconcile(wanted: Sequence[str], observed: Sequence[Observed], now_s: float, stopping: bool) -> Plan:
+def reconcile(wanted: Wanted, observed: Sequence[Observed], now_s: float, stopping: bool) -> Plan:
     actual = {each.unit: each for each in observed}
-    keep = () if stopping else tuple(wanted)
+    keep = [] if stopping else units_to_have(wanted, observed)
     pausing = {unit for unit in keep if unit in actual and _pauses(actual[unit], now_s)}
     starts = [unit for unit in keep if unit not in pausing and _may_start(actual.get(unit))]
     unwanted = [each for each in observed if each.unit not in keep]
     drains = [
-        each.unit for each in unwanted if each.alive and not each.draining and _may_drain(each, unwanted)
+        each.unit
+        for each in unwanted
+        if each.alive and not each.draining and (not stopping or _may_drain(each, unwanted))
     ]
     actions = (
         *(Action(Verb.START, unit) for unit in starts),
         *(Action(Verb.DRAIN, unit) for unit in drains),
         *(Action(Verb.FORGET, each.unit) for each in unwanted if not each.alive),
     )
-    return Plan(actions, min((actual[unit].restart_at_s for unit in pausing), default=None))
+    return Plan(actions, min((_restart_at_s(actual[unit]) for unit in pausing), default=None))
+
+
+def _restart_at_s(unit: Observed) -> float:
+    return unit.failed_at_s + pause_s(unit.failures)
 
 
 def _may_start(unit: Observed | None) -> bool:
@@ -89,9 +82,9 @@ def _may_start(unit: Observed | None) -> bool:
 def _pauses(unit: Observed, now_s: float) -> bool:
     """It has failed, and its next start is still to come."""
     resting = not unit.alive and not unit.hopeless and unit.failures > 0
-    return resting and now_s < unit.restart_at_s
+    return resting and now_s < _restart_at_s(unit)
 
 
 def _may_drain(unit: Observed, unwanted: Sequence[Observed]) -> bool:
-    """A replica goes only when no router is on its way out: that one's requests still run on it."""
+    """At a stop a replica goes only when no router is alive any more: its requests still run there."""
     return unit.is_router or not any(each.is_router and each.alive for each in unwanted)

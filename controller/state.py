@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Protocol
 
 from ray.experimental import internal_kv
 
 from controller.config import DeploymentConfig
+from controller.events import Event
 from controller.names import NAMESPACE
 from controller.unit import UnitFacts, UnitRecord
 from protocol.deployment_secrets import DeploymentSecrets
@@ -29,6 +31,10 @@ class DeploymentState:
     secrets: DeploymentSecrets = field(repr=False)
     units: tuple[UnitRecord, ...] = ()
     stop_grace_s: float | None = None  # None: it is to run
+    previous: DeploymentConfig | None = None  # what an upgrade under way goes back to
+    upgrade_error: str = ""  # why the last one was taken back
+    events: tuple[Event, ...] = ()
+    retired: Mapping[str, int] = field(default_factory=dict)  # last incarnation of names that are not in use
 
     def to_json(self) -> bytes:
         keys = {each.name: getattr(self.secrets, each.name) for each in fields(self.secrets)}
@@ -37,6 +43,10 @@ class DeploymentState:
             "secrets": {name: base64.b64encode(value).decode() for name, value in keys.items()},
             "units": [asdict(unit) for unit in self.units],
             "stop_grace_s": self.stop_grace_s,
+            "previous": None if self.previous is None else self.previous.model_dump(mode="json"),
+            "upgrade_error": self.upgrade_error,
+            "retired": dict(self.retired),
+            "events": [asdict(event) for event in self.events],
         }
         return json.dumps(record).encode()
 
@@ -44,11 +54,16 @@ class DeploymentState:
     def from_json(cls, data: bytes) -> DeploymentState:
         record = json.loads(data)
         keys = {name: base64.b64decode(value) for name, value in record["secrets"].items()}
+        previous = record["previous"]
         return cls(
             DeploymentConfig.model_validate(record["config"]),
             DeploymentSecrets(**keys),
             tuple(_unit(each) for each in record["units"]),
             record["stop_grace_s"],
+            None if previous is None else DeploymentConfig.model_validate(previous),
+            record["upgrade_error"],
+            tuple(Event(**event) for event in record["events"]),
+            record["retired"],
         )
 
 
@@ -57,7 +72,7 @@ def _unit(record: dict[str, Any]) -> UnitRecord:
     if facts is not None:
         workers = tuple(WorkerInfo(**worker) for worker in facts["workers"])
         facts = UnitFacts(facts["host"], facts["port"], workers)
-    return UnitRecord(record["unit"], record["incarnation"], facts)
+    return UnitRecord(**{**record, "facts": facts})
 
 
 class Store(Protocol):

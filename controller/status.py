@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+from controller.events import Event
 from protocol.membership import ReplicaInfo, ReplicaState
 
 
@@ -22,6 +23,10 @@ class DeploymentStatus:
     replicas: tuple[ReplicaInfo, ...]
     routers: tuple[ReplicaInfo, ...]
     detail: str = ""  # why it is hopeless
+    num_wanted: int = 0  # replicas
+    upgrading: bool = False
+    upgrade_error: str = ""  # why the last upgrade was taken back
+    events: tuple[Event, ...] = ()
 
     @property
     def num_ready(self) -> int:

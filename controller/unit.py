@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from controller.reconcile import Observed
+from controller.rollout import Observed
 from protocol.errors import TrunklineError
 from protocol.membership import ReplicaInfo, ReplicaState, WorkerInfo
 
@@ -41,6 +41,8 @@ class UnitRecord:
     unit: str
     incarnation: int
     facts: UnitFacts | None = None
+    revision: str = ""
+    draining: bool = False
 
 
 Tell = Callable[[str], None]  # what a start is waiting for
@@ -87,6 +89,7 @@ class Unit:
     name: str
     is_router: bool
     incarnation: int = 0
+    revision: str = ""  # of the present incarnation
     state: ReplicaState = ReplicaState.STARTING
     facts: UnitFacts | None = None
     detail: str = ""
@@ -104,9 +107,16 @@ class Unit:
         return self.task is not None and not self.task.done()
 
     def observed(self) -> Observed:
-        draining = self.state is ReplicaState.DRAINING
         return Observed(
-            self.name, self.alive, self.is_router, draining, self.failures, self.failed_at_s, self.hopeless
+            self.name,
+            self.alive,
+            self.is_router,
+            ready=self.state is ReplicaState.READY,
+            draining=self.state is ReplicaState.DRAINING,
+            revision=self.revision,
+            failures=self.failures,
+            failed_at_s=self.failed_at_s,
+            hopeless=self.hopeless,
         )
 
     def info(self) -> ReplicaInfo:
@@ -118,4 +128,9 @@ class Unit:
         )
 
     def record(self) -> UnitRecord:
-        return UnitRecord(self.name, self.incarnation, self.facts)
+        draining = self.state is ReplicaState.DRAINING
+        return UnitRecord(self.name, self.incarnation, self.facts, self.revision, draining)
+
+    def forgive(self) -> None:
+        """It is to be started differently now: former failures say nothing of that."""
+        self.failures, self.hopeless, self.proven = 0, False, False

@@ -1,4 +1,4 @@
-"""The `trunkline` command: serve, generate, status, stop, simulate. Options are named as in `vllm serve`, if there.
+"""The `trunkline` command and its subcommands. Options are named as in `vllm serve`, if there.
 
 Only reads the command line; each subcommand's module is imported when it is chosen, so `--help` is instant.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from protocol.errors import TrunklineError
 from trunkline import __version__
@@ -50,6 +50,11 @@ def _run(options: argparse.Namespace) -> int:
         from trunkline import simulate
 
         return simulate.run(options)
+    if options.command in ("scale", "drain", "upgrade"):
+        from trunkline import change
+
+        command: Callable[[argparse.Namespace], int] = getattr(change, options.command)
+        return command(options)
     from trunkline import stop
 
     return stop.run(options)
@@ -64,6 +69,9 @@ def build_parser() -> argparse.ArgumentParser:
     _add_serve(commands.add_parser("serve", help="start an OpenAI-compatible endpoint"))
     _add_generate(commands.add_parser("generate", help="complete prompts without a server"))
     _add_status(commands.add_parser("status", help="show a running deployment"))
+    _add_scale(commands.add_parser("scale", help="change a running deployment's number of replicas"))
+    _add_drain(commands.add_parser("drain", help="end one replica gently; another takes its place"))
+    _add_upgrade(commands.add_parser("upgrade", help="bring a running deployment to another configuration"))
     _add_stop(commands.add_parser("stop", help="drain a running deployment and stop it"))
     _add_simulate(
         commands.add_parser("simulate", help="compare routing policies, or plan capacity, on a trace")
@@ -123,8 +131,29 @@ def _add_status(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="for programs")
 
 
+def _add_scale(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("num_replicas", type=int, metavar="N")
+    _add_address(parser)
+    parser.add_argument("--no-wait", action="store_true", help="return at once")
+
+
+def _add_drain(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("replica", metavar="REPLICA", help="as `trunkline status` names it")
+    _add_address(parser)
+
+
+def _add_upgrade(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Replace replicas and routers that were started otherwise than the file says, one at a time. If a new one "
+        "cannot start, everything is taken back."
+    )
+    parser.add_argument("config", metavar="FILE", help="YAML as in cluster_configs/")
+    _add_address(parser)
+    parser.add_argument("--no-wait", action="store_true", help="return at once")
+
+
 def _add_stop(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--address", help="the deployment's Ray (default: RAY_ADDRESS, else this machine's)")
+    _add_address(parser)
     parser.add_argument("--grace", type=float, metavar="SECONDS", help="for running requests (default: 30)")
 
 
@@ -160,7 +189,20 @@ def _add_simulate(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of random choices (default: 0)")
     parser.add_argument(
+        "--fidelity",
+        default="fluid",
+        metavar="NAME",
+        help="exact steps the product's scheduler, for a few replicas; fluid is fast (default)",
+    )
+    parser.add_argument(
+        "--block-size", type=int, default=64, metavar="TOKENS", help="of exact replicas (default: 64)"
+    )
+    parser.add_argument(
         "--slo-ttft-p99", metavar="TIME", help="find the fewest replicas that keep to this, as 2s or 500ms"
     )
     parser.add_argument("--json", metavar="FILE", help="the rows, for programs")
     parser.add_argument("--plot", metavar="FILE.png", help="the rows as bars (needs matplotlib)")
+
+
+def _add_address(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--address", help="the deployment's Ray (default: RAY_ADDRESS, else this machine's)")

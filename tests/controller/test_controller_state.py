@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from controller.config import build_config
+from controller.events import Event
 from controller.names import ActorName, parse_actor_name
 from controller.state import DeploymentState
 from controller.unit import UnitFacts, UnitRecord
@@ -14,9 +15,18 @@ from protocol.membership import WorkerInfo
 
 def test_a_state_survives_its_storage() -> None:
     facts = UnitFacts("10.0.0.1", 4000, (WorkerInfo(0, 12, "n"), WorkerInfo(1, 13, "n")))
-    units = (UnitRecord("replica-0", 3, facts), UnitRecord("router-0", 1))
+    units = (UnitRecord("replica-0", 3, facts, "a1", draining=True), UnitRecord("router-0", 1))
     config = build_config({"api_keys": ["k"], "worker": {"resources": {"fast": 1.0}}})
-    state = DeploymentState(config, DeploymentSecrets.generate(), units, stop_grace_s=2.5)
+    state = DeploymentState(
+        config,
+        DeploymentSecrets.generate(),
+        units,
+        stop_grace_s=2.5,
+        previous=build_config({"replicas": 7}),
+        upgrade_error="no",
+        events=(Event(12.5, "replica-0", "drains"),),
+        retired={"replica-4": 2},
+    )
     assert DeploymentState.from_json(state.to_json()) == state
 
 

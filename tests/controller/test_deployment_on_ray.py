@@ -162,6 +162,41 @@ async def test_a_stop_asks_the_workers_and_leaves_nothing(launch: Launch, tmp_pa
     assert (tmp_path / "stopped-replica-0").exists()
 
 
+async def test_a_deployment_is_scaled_and_a_replica_drained(launch: Launch, tmp_path: Path) -> None:
+    deployment = launch(replicas=1)
+    await until(deployment, is_ready)
+    await deployment.scale(2)
+    await until(deployment, lambda status: status.num_ready == 2)
+    await deployment.drain("replica-0")
+    assert (tmp_path / "stopped-replica-0").exists()
+    status = await until(deployment, lambda status: status.num_ready == 2)
+    assert [replica.replica_id for replica in status.replicas] == ["replica-1", "replica-2"]
+    assert placed_groups() == ["trunkline.replica-1.1", "trunkline.replica-2.1"]
+
+
+async def test_a_mistake_in_what_is_asked_comes_back_as_one(launch: Launch) -> None:
+    deployment = launch(replicas=1)
+    await until(deployment, is_ready)
+    with pytest.raises(InvalidRequest, match="there are replica-0"):
+        await deployment.drain("replica-5")
+
+
+async def test_an_upgrade_that_cannot_start_leaves_what_runs(
+    launch: Launch, fake_config: Callable[..., DeploymentConfig], tmp_path: Path
+) -> None:
+    deployment = launch(replicas=1)
+    before = await until(deployment, is_ready)
+    (tmp_path / "hopeless").touch()
+    await deployment.upgrade(fake_config(replicas=1, max_num_seqs=8))
+    status = await until(deployment, lambda status: not status.upgrading)
+    assert status.upgrade_error == "replica-1: this model cannot be served"
+    (tmp_path / "hopeless").unlink()
+    await deployment.upgrade(fake_config(replicas=1, max_num_seqs=8))
+    after = await until(deployment, lambda status: not status.upgrading)
+    assert after.upgrade_error == "" and after.num_ready == 1
+    assert not set(pids(after.replicas[0])) & set(pids(before.replicas[0]))
+
+
 async def test_a_second_deployment_on_one_ray_is_refused(launch: Launch) -> None:
     await until(launch(replicas=1), is_ready)
     with pytest.raises(InvalidRequest, match="already running"):

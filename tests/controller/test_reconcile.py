@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from controller.reconcile import Action, Observed, Verb, failures_in_a_row, pause_s, reconcile
+from controller.reconcile import Action, Plan, Verb, failures_in_a_row, pause_s
+from controller.reconcile import reconcile as reconcile_wanted
+from controller.rollout import Observed, Wanted
 
 NOW_S = 100.0
 ROUTER = Observed("router-0", alive=True, is_router=True)
 REPLICA = Observed("replica-0", alive=True)
+
+
+def reconcile(wanted: list[str], observed: list[Observed], now_s: float, stopping: bool) -> Plan:
+    routers = tuple(name for name in wanted if name.startswith("router"))
+    return reconcile_wanted(Wanted(len(wanted) - len(routers), routers), observed, now_s, stopping)
 
 
 def actions(wanted: list[str], observed: list[Observed], stopping: bool = False) -> list[tuple[str, str]]:

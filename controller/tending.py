@@ -1,0 +1,102 @@
+"""Keeps the units that are launched: from their start to the end of their processes. Owned by `controller.py`.
+
+Decides nothing: what is to be started or drained, it is told; what becomes of a unit it writes into it, and says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+from controller.log import log
+from controller.reconcile import failures_in_a_row
+from controller.unit import Launched, StartFailed, Unit, UnitFacts
+from protocol.membership import ReplicaState
+
+
+class Tending:
+    """`became_ready` is awaited before a unit counts as ready anywhere else; `changed` is told of everything."""
+
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        became_ready: Callable[[Unit], Awaitable[None]],
+        changed: Callable[[], None],
+        note: Callable[[str, str], None],
+    ) -> None:
+        self._clock = clock
+        self._became_ready = became_ready
+        self._changed = changed
+        self._note = note
+        self._tasks: asyncio.TaskGroup
+        self._hurry = asyncio.Event()
+
+    def begin(self, tasks: asyncio.TaskGroup) -> None:
+        self._tasks = tasks
+
+    def hurry(self) -> None:
+        """Drains are cut short from now on."""
+        self._hurry.set()
+
+    def tend(self, unit: Unit, launched: Launched, facts: UnitFacts | None) -> None:
+        """From its start, or from here on if it runs (`facts`)."""
+        unit.launched = launched
+        unit.work = self._tasks.create_task(self._work(unit, launched, facts))
+        unit.task = self._tasks.create_task(self._clean_up_after(unit.work, launched))
+        unit.task.add_done_callback(lambda _: self._changed())
+
+    def drain(self, unit: Unit, grace_s: float) -> None:
+        """Nothing new, then the end: when nothing runs there, or after `grace_s`. One that is not ready ends now."""
+        was_ready = unit.state is ReplicaState.READY
+        unit.state, unit.detail = ReplicaState.DRAINING, ""
+        self._tasks.create_task(self._drain(unit, grace_s if was_ready else None))
+
+    async def _work(self, unit: Unit, launched: Launched, facts: UnitFacts | None) -> None:
+        """From start to death. Cancelled when the unit has drained."""
+        try:
+            if facts is None:
+                facts = await launched.start(partial(self._tell, unit))
+            await self._become_ready(unit, facts)
+            self._fail(unit, await launched.watch(), hopeless=False)
+        except StartFailed as error:
+            self._fail(unit, error.message, error.hopeless)
+
+    @staticmethod
+    async def _clean_up_after(work: asyncio.Task[None], launched: Launched) -> None:
+        await asyncio.wait([work])
+        await launched.kill()
+
+    async def _drain(self, unit: Unit, grace_s: float | None) -> None:
+        assert unit.launched is not None and unit.work is not None, "a unit that is not alive cannot drain"
+        if grace_s is not None and not self._hurry.is_set():
+            drain = asyncio.ensure_future(unit.launched.drain(grace_s))
+            hurry = asyncio.ensure_future(self._hurry.wait())
+            await asyncio.wait([drain, hurry, unit.work], return_when=asyncio.FIRST_COMPLETED)
+            drain.cancel()
+            hurry.cancel()
+        unit.work.cancel()
+
+    async def _become_ready(self, unit: Unit, facts: UnitFacts) -> None:
+        unit.facts, unit.ready_at_s, unit.detail, unit.proven = facts, self._clock(), "", True
+        if unit.state is not ReplicaState.DRAINING:
+            unit.state = ReplicaState.READY
+        await self._became_ready(unit)
+
+    def _fail(self, unit: Unit, detail: str, hopeless: bool) -> None:
+        if unit.state is ReplicaState.DRAINING:
+            return  # it ended because it was told to
+        now_s = self._clock()
+        ready_for_s = None if unit.ready_at_s is None else now_s - unit.ready_at_s
+        unit.failures = failures_in_a_row(unit.failures, ready_for_s)
+        unit.state, unit.facts, unit.failed_at_s = ReplicaState.FAILED, None, now_s
+        unit.detail, unit.hopeless = detail, hopeless and not unit.proven
+        log.error("%s.%d failed (%d in a row): %s", unit.name, unit.incarnation, unit.failures, detail)
+        self._note(unit.name, f"failed ({unit.failures} in a row): {detail}")
+        self._changed()
+
+    def _tell(self, unit: Unit, doing: str) -> None:
+        """What a start waits for; a first failure's reason stays in sight until the unit is ready."""
+        if not unit.failures:
+            unit.detail = doing
+            self._changed()

@@ -1,0 +1,190 @@
+"""A running deployment is scaled, drained and upgraded, over a launcher in memory."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from controller.config import build_config
+from controller.status import DeploymentStatus
+from controller.unit import StartFailed
+from protocol.errors import InvalidRequest
+from protocol.membership import ReplicaState
+
+if TYPE_CHECKING:
+    from tests.controller.conftest import Scene
+
+
+async def status(scene: Scene) -> DeploymentStatus:
+    await scene.settle()
+    return (await scene.controller.status(None))[1]
+
+
+async def ready(scene: Scene) -> list[str]:
+    return [
+        f"{each.replica_id}.{each.incarnation}"
+        for each in (await status(scene)).replicas
+        if each.state is ReplicaState.READY
+    ]
+
+
+async def texts(scene: Scene) -> list[str]:
+    return [f"{event.unit} {event.text}".strip() for event in (await status(scene)).events]
+
+
+async def test_scaling_up_starts_more_and_down_drains_some(scene: Scene) -> None:
+    scene.start(replicas=1)
+    await scene.settle()
+    await scene.controller.scale(3)
+    assert await ready(scene) == ["replica-0.1", "replica-1.1", "replica-2.1"]
+    await scene.controller.scale(2)
+    assert await ready(scene) == ["replica-0.1", "replica-1.1"]
+    assert scene.launcher.log[-2:] == ["drain replica-2.1", "kill replica-2.1"]
+    assert "scales from 1 to 3 replicas" in await texts(scene)
+
+
+async def test_a_scale_outlives_the_controller(scene: Scene) -> None:
+    scene.start(replicas=1)
+    await scene.settle()
+    await scene.controller.scale(2)
+    await scene.settle()
+    await scene.crash()
+    scene.start(replicas=1)
+    assert await ready(scene) == ["replica-0.1", "replica-1.1"]
+
+
+async def test_draining_returns_when_the_replica_is_gone_and_another_came(scene: Scene) -> None:
+    scene.start(replicas=2)
+    await scene.settle()
+    await scene.controller.drain("replica-0")
+    assert await ready(scene) == ["replica-1.1", "replica-2.1"]
+
+
+async def test_a_name_that_is_used_again_counts_its_incarnations_on(scene: Scene) -> None:
+    scene.start(replicas=2)
+    await scene.settle()
+    await scene.controller.scale(1)
+    await scene.settle()
+    await scene.crash()
+    scene.start(replicas=2)
+    await scene.settle()
+    await scene.controller.scale(2)
+    assert await ready(scene) == ["replica-0.1", "replica-1.2"]
+
+
+async def test_a_drain_is_gone_on_with_by_a_successor(scene: Scene) -> None:
+    scene.start(replicas=1)
+    await scene.settle()
+    scene.launcher.units["replica-0.1"].drain_forever = True
+    drain = asyncio.create_task(scene.controller.drain("replica-0"))
+    await scene.settle()
+    await scene.crash()
+    await asyncio.gather(drain, return_exceptions=True)
+    scene.start(replicas=1)
+    assert await ready(scene) == ["replica-1.1"]
+    assert "drain replica-0.1" in scene.launcher.log
+
+
+@pytest.mark.parametrize("num_replicas", [0, -1, 1025])
+async def test_a_number_of_replicas_that_cannot_be_is_refused(scene: Scene, num_replicas: int) -> None:
+    scene.start(replicas=1)
+    with pytest.raises(InvalidRequest, match="between 1 and 1024"):
+        await scene.controller.scale(num_replicas)
+
+
+async def test_draining_what_is_not_there_names_what_is(scene: Scene) -> None:
+    scene.start(replicas=2)
+    await scene.settle()
+    with pytest.raises(InvalidRequest, match="there are replica-0, replica-1"):
+        await scene.controller.drain("replica-7")
+
+
+async def test_an_upgrade_replaces_every_replica_and_no_router(scene: Scene) -> None:
+    scene.start(replicas=2)
+    await scene.settle()
+    await scene.controller.upgrade(build_config({"replicas": 2, "max_num_seqs": 8}))
+    after = await status(scene)
+    assert [each.replica_id for each in after.replicas] == ["replica-2", "replica-3"]
+    assert (after.upgrading, after.routers[0].incarnation) == (False, 1)
+    assert (await texts(scene))[-1] == "the upgrade is through"
+
+
+async def test_an_upgrade_of_what_routers_are_told_replaces_them(scene: Scene) -> None:
+    scene.start(replicas=1, routers={"count": 2})
+    await scene.settle()
+    await scene.controller.upgrade(
+        build_config({"replicas": 1, "routers": {"count": 2}, "served_model_name": "m"})
+    )
+    after = await status(scene)
+    assert [each.incarnation for each in (*after.replicas, *after.routers)] == [1, 2, 2]
+
+
+async def test_an_upgrade_to_what_runs_replaces_nothing(scene: Scene) -> None:
+    scene.start(replicas=2)
+    await scene.settle()
+    await scene.controller.upgrade(build_config({"replicas": 2}))
+    assert await ready(scene) == ["replica-0.1", "replica-1.1"] and not (await status(scene)).upgrading
+
+
+async def test_an_upgrade_whose_first_replica_cannot_start_is_taken_back(scene: Scene) -> None:
+    scene.launcher.fails = {"replica-2.1": StartFailed("65 heads do not divide by 2", hopeless=True)}
+    scene.start(replicas=2)
+    await scene.settle()
+    await scene.controller.upgrade(build_config({"replicas": 2, "max_num_seqs": 8}))
+    after = await status(scene)
+    assert await ready(scene) == ["replica-0.1", "replica-1.1"]
+    assert after.upgrade_error == "replica-2: 65 heads do not divide by 2" and not after.upgrading
+    assert scene.store.state is not None and scene.store.state.config.max_num_seqs == 64
+
+
+async def test_an_upgrade_that_fails_half_way_brings_the_old_ones_back(scene: Scene) -> None:
+    scene.start(replicas=2)
+    await scene.settle()
+    scene.launcher.fails = {f"replica-2.{number}": StartFailed("out of memory") for number in (1, 2)}
+    await scene.controller.upgrade(build_config({"replicas": 2, "max_num_seqs": 8, "upgrade": {"surge": 0}}))
+    assert await ready(scene) == ["replica-0.1", "replica-1.2"]
+    assert (await status(scene)).upgrade_error == "replica-2: out of memory"
+
+
+async def test_one_failure_of_a_new_replica_is_no_reason_to_go_back(scene: Scene) -> None:
+    scene.launcher.fails = {"replica-1.1": StartFailed("a hiccup")}
+    scene.start(replicas=1)
+    await scene.settle()
+    await scene.controller.upgrade(build_config({"replicas": 1, "max_num_seqs": 8}))
+    assert await ready(scene) == ["replica-1.2"] and (await status(scene)).upgrade_error == ""
+
+
+async def test_a_successor_goes_on_with_an_upgrade(scene: Scene) -> None:
+    scene.launcher.held = {"replica-2.1"}
+    scene.start(replicas=2)
+    await scene.settle()
+    await scene.controller.upgrade(build_config({"replicas": 2, "max_num_seqs": 8}))
+    await scene.settle()
+    await scene.crash()
+    scene.launcher.held = set()
+    scene.start(replicas=2)
+    after = await status(scene)
+    assert not after.upgrading and {each.state for each in after.replicas} == {ReplicaState.READY}
+    assert scene.store.state is not None
+    assert len({unit.revision for unit in scene.store.state.units if "replica" in unit.unit}) == 1
+    assert scene.store.state.config.max_num_seqs == 8
+
+
+async def test_an_upgrade_to_another_model_is_refused(scene: Scene) -> None:
+    scene.start(replicas=1)
+    with pytest.raises(InvalidRequest, match="cannot change model"):
+        await scene.controller.upgrade(build_config({"model": "other"}))
+
+
+async def test_a_deployment_that_stops_takes_no_changes(scene: Scene) -> None:
+    scene.start(replicas=1)
+    await scene.settle()
+    scene.launcher.units["router-0.1"].drain_forever = True
+    stop = asyncio.create_task(scene.controller.stop(3600.0))
+    await scene.settle()
+    with pytest.raises(InvalidRequest, match="being stopped"):
+        await scene.controller.scale(2)
+    await scene.controller.stop(0.0)
+    await stop
