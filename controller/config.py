@@ -57,11 +57,23 @@ class WorkerResources(Section):
 
 
 class Routers(Section):
-    """The HTTP endpoint. Router i listens at `port` + i, or at a free port each where `port` is 0."""
+    """The HTTP endpoint: `count` routers, or one on each node of the Ray.
+
+    Router i of `count` listens at `port` + i, one of a node at `port`; where `port` is 0, at a free one each.
+    """
 
     count: int = Field(default=1, ge=1, le=64)
-    host: str = "127.0.0.1"
+    per_node: bool = False  # then `count` says nothing
+    host: str = "127.0.0.1"  # `node`: the address by which Ray knows the router's node
     port: int = Field(default=8000, ge=0, le=65535)
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Routers:
+        if self.per_node and self.count != 1:
+            raise ValueError(
+                "routers.count says nothing where routers.per_node is true: leave one of them out"
+            )
+        return self
 
     def port_of(self, index: int) -> int:
         return self.port + index if self.port else 0
@@ -99,6 +111,7 @@ class DeploymentConfig(Section):
     upgrade: Upgrade = Upgrade()
     api_keys: tuple[str, ...] = Field(default=(), repr=False)
     api_key_file: Path | None = None
+    no_api_key: bool = False  # whoever reaches the routers may ask, wherever they listen
     drain_timeout_s: float = Field(default=30.0, ge=0)  # how long running requests may go on in a drain
     start_timeout_s: float = Field(default=600.0, gt=0)  # from a worker's process to its warm-up pass
 

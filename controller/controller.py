@@ -13,10 +13,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from controller.changes import drainable, finished, scaled, settled, taken_back, upgraded
-from controller.config import DeploymentConfig
+from controller.config import DeploymentConfig, Routers
 from controller.events import Event, noted
 from controller.log import log
-from controller.names import is_router, router_name
+from controller.names import is_router, router_name, router_on
 from controller.published import Published
 from controller.reconcile import Action, Plan, Verb, reconcile
 from controller.revision import replica_revision, router_revision
@@ -24,8 +24,10 @@ from controller.rollout import Wanted
 from controller.state import DeploymentState, Store
 from controller.status import DeploymentStatus, status_of
 from controller.tending import Tending
-from controller.unit import Launcher, Unit, UnitRecord
+from controller.unit import Launcher, Router, Unit, UnitRecord
 from protocol.membership import Membership, ReplicaInfo, ReplicaState
+
+NODES_INTERVAL_S = 2.0
 
 
 class Controller:
@@ -41,6 +43,7 @@ class Controller:
         self._store = store
         self._clock = clock
         self._wall_clock = wall_clock
+        self._nodes: tuple[str, ...] = ()  # looked at only where each is to have a router
         self._want(state)
         self._units: dict[str, Unit] = {}
         self._wake = asyncio.Event()
@@ -58,6 +61,7 @@ class Controller:
             await self._adopt()
             while not (self._stopping and not self._units):
                 self._wake.clear()
+                await self._look_at_nodes()
                 await self._follow_upgrade()
                 plan = self._plan()
                 for action in plan.actions:
@@ -130,11 +134,25 @@ class Controller:
         self._launcher = self._make_launcher(state)
         self._wanted = Wanted(
             num_replicas=config.replicas,
-            routers=tuple(router_name(index) for index in range(config.routers.count)),
+            routers=self._wanted_routers(config.routers),
             revision=replica_revision(config),
             router_revision=router_revision(config),
             surge=config.upgrade.surge,
         )
+
+    def _wanted_routers(self, routers: Routers) -> tuple[str, ...]:
+        if routers.per_node:
+            return tuple(router_on(node) for node in self._nodes)
+        return tuple(router_name(index) for index in range(routers.count))
+
+    async def _look_at_nodes(self) -> None:
+        """Each is to have its router, where one a node is wanted."""
+        if not self._state.config.routers.per_node:
+            return
+        nodes = await self._launcher.nodes()
+        if nodes != self._nodes:
+            self._nodes = nodes
+            self._want(self._state)
 
     async def _change(self, state: DeploymentState, text: str) -> None:
         """Another wanted state, stored before anything is done for it."""
@@ -222,10 +240,13 @@ class Controller:
 
     def _drain(self, unit: Unit) -> None:
         stop_grace_s = self._state.stop_grace_s
+        grace_s = self._state.config.drain_timeout_s if stop_grace_s is None else stop_grace_s
         self._note(unit.name, "drains")
-        self._tending.drain(
-            unit, self._state.config.drain_timeout_s if stop_grace_s is None else stop_grace_s
-        )
+        self._tending.drain(unit, grace_s, () if unit.is_router else self._ready_routers())
+
+    def _ready_routers(self) -> list[Router]:
+        ready = [unit.launched for unit in self._units.values() if unit.state is ReplicaState.READY]
+        return [launched for launched in ready if isinstance(launched, Router)]
 
     async def _became_ready(self, unit: Unit) -> None:
         self._note(unit.name, "is ready")
@@ -259,7 +280,10 @@ class Controller:
         )
 
     async def _await_change(self, look_again_at_s: float | None) -> None:
+        """Ray tells nobody when nodes come and go: where that matters it is asked again soon."""
         wait_s = None if look_again_at_s is None else max(0.0, look_again_at_s - self._clock())
+        if self._state.config.routers.per_node:
+            wait_s = NODES_INTERVAL_S if wait_s is None else min(wait_s, NODES_INTERVAL_S)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wait_s):
                 await self._wake.wait()

@@ -7,18 +7,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from controller.config import DeploymentConfig
 from controller.log import log
-from controller.names import GROUP_PREFIX, NAMESPACE, ActorName, group_name, is_router, parse_actor_name
+from controller.names import (
+    GROUP_PREFIX,
+    NAMESPACE,
+    ActorName,
+    group_name,
+    is_on,
+    is_router,
+    parse_actor_name,
+)
 from controller.placement import release, stray_groups
 from controller.replica_group import ReplicaGroup
 from controller.router_process import RouterProcess
-from controller.unit import Launched, UnitFacts, UnitRecord
+from controller.unit import Launched, StartFailed, UnitFacts, UnitRecord
 from protocol.deployment_secrets import DeploymentSecrets
 from router.actor import RouterActor
 from router.launch import RouterLaunch
@@ -44,6 +53,9 @@ class RayLauncher:
         made = self._make(unit, incarnation)
         return made if await made.adopt(facts) else None
 
+    async def nodes(self) -> tuple[str, ...]:
+        return tuple(sorted(await asyncio.to_thread(living_nodes)))
+
     async def sweep(self, keep: Sequence[UnitRecord]) -> None:
         kept = {(record.unit, record.incarnation) for record in keep}
         for name in await asyncio.to_thread(ray.util.list_named_actors):
@@ -59,18 +71,36 @@ class RayLauncher:
     def _make(self, unit: str, incarnation: int) -> ReplicaGroup | RouterProcess:
         if is_router(unit):
             launch = router_launch(unit, self._config, self._secrets)
-            return RouterProcess(ActorName(unit, incarnation), launch, self._actors.router)
+            placed = self._on_node(unit) if self._config.routers.per_node else lambda: "SPREAD"
+            return RouterProcess(ActorName(unit, incarnation), launch, self._actors.router, placed)
         return ReplicaGroup(unit, incarnation, self._config, self._secrets, self._actors.worker)
+
+    @staticmethod
+    def _on_node(unit: str) -> Callable[[], NodeAffinitySchedulingStrategy]:
+        """Where the router of a node goes, asked off the event loop. Raises StartFailed when the node has gone."""
+
+        def placed() -> NodeAffinitySchedulingStrategy:
+            node = next((each for each in living_nodes() if is_on(unit, each)), None)
+            if node is None:
+                raise StartFailed("its node has gone")
+            return NodeAffinitySchedulingStrategy(node, soft=False)
+
+        return placed
+
+
+def living_nodes() -> list[str]:
+    return [node["NodeID"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
 
 
 def router_launch(unit: str, config: DeploymentConfig, secrets: DeploymentSecrets) -> RouterLaunch:
-    index = int(unit.rpartition("-")[2])
+    routers = config.routers
     return RouterLaunch(
         router_id=unit,
         model=config.model,
         served_model_name=config.served_model_name,
-        host=config.routers.host,
-        port=config.routers.port_of(index),
+        host=routers.host,
+        port=routers.port if routers.per_node else routers.port_of(int(unit.rpartition("-")[2])),
         api_keys=config.api_keys,
+        no_api_key=config.no_api_key,
         secrets=secrets,
     )

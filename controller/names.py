@@ -9,11 +9,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+_NODE_DIGITS = 12  # enough to tell nodes apart, short enough to read
 NAMESPACE = "trunkline"
 CONTROLLER = "controller"
 GROUP_PREFIX = "trunkline."
 _WORKER = re.compile(r"^(?P<unit>replica-\d+)\.(?P<incarnation>\d+)\.rank-(?P<rank>\d+)$")
-_ROUTER = re.compile(r"^(?P<unit>router-\d+)\.(?P<incarnation>\d+)$")
+_ROUTER = re.compile(r"^(?P<unit>router-[0-9a-f]+)\.(?P<incarnation>\d+)$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,15 @@ def replica_name(index: int) -> str:
 
 def router_name(index: int) -> str:
     return f"router-{index}"
+
+
+def router_on(node: str) -> str:
+    """Of the one router of a node, by the node's id in Ray."""
+    return f"router-{node[:_NODE_DIGITS]}"
+
+
+def is_on(router: str, node: str) -> bool:
+    return router == router_on(node)
 
 
 def is_router(unit: str) -> bool:

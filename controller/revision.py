@@ -10,7 +10,7 @@ import json
 
 from controller.config import DeploymentConfig
 
-_OF_ROUTERS = {"model", "served_model_name", "api_keys"}
+_OF_ROUTERS = {"model", "served_model_name", "api_keys", "no_api_key"}
 _OF_NEITHER = {"replicas", "routers", "upgrade", "drain_timeout_s", "start_timeout_s", "api_key_file"}
 
 

@@ -1,12 +1,13 @@
 """One incarnation of a router on Ray: a single actor without a placement group, beside the controller's loop.
 
-Implements `Launched` for `controller.py`. It needs no CPU of its own in Ray's books: it must start on a full node.
+Implements `Router` for `controller.py`. It needs no CPU of its own in Ray's books: it must start on a full node.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -22,13 +23,17 @@ from protocol.membership import WorkerInfo
 from router.launch import RouterLaunch
 
 CLOSE_TIMEOUT_S = 5.0
+RETRY_AFTER_S = 0.1
 
 
 class RouterProcess:
-    def __init__(self, name: ActorName, launch: RouterLaunch, router_class: type) -> None:
+    def __init__(
+        self, name: ActorName, launch: RouterLaunch, router_class: type, placed: Callable[[], object]
+    ) -> None:
         self._name = name
         self._launch = launch
         self._class = router_class
+        self._placed = placed  # Ray's scheduling strategy, asked for at the start
         self._actor: Any = None
         self._info: WorkerInfo | None = None
 
@@ -68,6 +73,13 @@ class RouterProcess:
                 await answer(self._actor.drain.remote(grace_s))
                 await answer(self._actor.close.remote())
 
+    async def vacate(self, replica: str, grace_s: float) -> None:
+        """A router that dies meanwhile has nothing there any more."""
+        assert self._actor is not None, "asked before it was started"
+        with contextlib.suppress(RayError):
+            while not await answer(self._actor.drain_replica.remote(replica, grace_s)):
+                await asyncio.sleep(RETRY_AFTER_S)  # it has not heard yet that the replica drains
+
     async def kill(self) -> None:
         if self._actor is None:
             return
@@ -75,4 +87,5 @@ class RouterProcess:
         await end_everywhere(() if self._info is None else (self._info,))
 
     def _create(self) -> None:
-        self._actor = detached(self._class, str(self._name)).remote(self._launch)
+        actor = detached(self._class, str(self._name), scheduling_strategy=self._placed())
+        self._actor = actor.remote(self._launch)

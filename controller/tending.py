@@ -6,13 +6,16 @@ Decides nothing: what is to be started or drained, it is told; what becomes of a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import contextlib
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
 from controller.log import log
 from controller.reconcile import failures_in_a_row
-from controller.unit import Launched, StartFailed, Unit, UnitFacts
+from controller.unit import Launched, Router, StartFailed, Unit, UnitFacts
 from protocol.membership import ReplicaState
+
+NOWHERE_TO_GO_S = 600.0  # for another replica to come up, when running requests have none to move to
 
 
 class Tending:
@@ -46,11 +49,17 @@ class Tending:
         unit.task = self._tasks.create_task(self._clean_up_after(unit.work, launched))
         unit.task.add_done_callback(lambda _: self._changed())
 
-    def drain(self, unit: Unit, grace_s: float) -> None:
-        """Nothing new, then the end: when nothing runs there, or after `grace_s`. One that is not ready ends now."""
+    def drain(self, unit: Unit, grace_s: float, routers: Sequence[Router] = ()) -> None:
+        """Nothing new, then the end: when nothing runs there, or after `grace_s`. One that is not ready ends now.
+
+        What runs on a replica then, `routers` move; for as long as they can move it nowhere, it is waited for.
+        """
         was_ready = unit.state is ReplicaState.READY
         unit.state, unit.detail = ReplicaState.DRAINING, ""
-        self._tasks.create_task(self._drain(unit, grace_s if was_ready else None))
+        if was_ready:
+            self._tasks.create_task(self._drain(unit, grace_s, routers))
+        elif unit.work is not None:
+            unit.work.cancel()
 
     async def _work(self, unit: Unit, launched: Launched, facts: UnitFacts | None) -> None:
         """From start to death. Cancelled when the unit has drained."""
@@ -67,15 +76,22 @@ class Tending:
         await asyncio.wait([work])
         await launched.kill()
 
-    async def _drain(self, unit: Unit, grace_s: float | None) -> None:
-        assert unit.launched is not None and unit.work is not None, "a unit that is not alive cannot drain"
-        if grace_s is not None and not self._hurry.is_set():
-            drain = asyncio.ensure_future(unit.launched.drain(grace_s))
-            hurry = asyncio.ensure_future(self._hurry.wait())
-            await asyncio.wait([drain, hurry, unit.work], return_when=asyncio.FIRST_COMPLETED)
-            drain.cancel()
-            hurry.cancel()
+    async def _drain(self, unit: Unit, grace_s: float, routers: Sequence[Router]) -> None:
+        assert unit.work is not None, "a unit that is not alive cannot drain"
+        drain = asyncio.ensure_future(self._empty(unit, grace_s, routers))
+        hurry = asyncio.ensure_future(self._hurry.wait())
+        await asyncio.wait([drain, hurry, unit.work], return_when=asyncio.FIRST_COMPLETED)
+        drain.cancel()
+        hurry.cancel()
         unit.work.cancel()
+
+    @staticmethod
+    async def _empty(unit: Unit, grace_s: float, routers: Sequence[Router]) -> None:
+        assert unit.launched is not None, "a unit that is not alive cannot drain"
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace_s + NOWHERE_TO_GO_S):
+                await asyncio.gather(*(router.vacate(unit.name, grace_s) for router in routers))
+        await unit.launched.drain(grace_s)
 
     async def _become_ready(self, unit: Unit, facts: UnitFacts) -> None:
         unit.facts, unit.ready_at_s, unit.detail, unit.proven = facts, self._clock(), "", True

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from controller.rollout import Observed
 from protocol.errors import TrunklineError
@@ -68,6 +68,18 @@ class Launched(Protocol):
         ...
 
 
+@runtime_checkable
+class Router(Launched, Protocol):
+    """What a router does beside: it knows which requests run on a replica."""
+
+    async def vacate(self, replica: str, grace_s: float) -> None:
+        """Send it nothing new; return when none of this router's requests runs there any more.
+
+        They may end there until the time is over, then they go on elsewhere, or stay while there is nowhere to go.
+        """
+        ...
+
+
 class Launcher(Protocol):
     """Makes incarnations, and finds those that a former controller made."""
 
@@ -75,6 +87,10 @@ class Launcher(Protocol):
 
     async def adopt(self, unit: str, incarnation: int, facts: UnitFacts) -> Launched | None:
         """None: it is no longer whole."""
+        ...
+
+    async def nodes(self) -> tuple[str, ...]:
+        """The ids of the nodes that are alive, in order."""
         ...
 
     async def sweep(self, keep: Sequence[UnitRecord]) -> None:

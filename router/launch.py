@@ -12,9 +12,10 @@ class RouterLaunch:
     router_id: str
     model: str  # as `protocol/model_source.py` understands it
     served_model_name: str | None
-    host: str
+    host: str  # `node`: the address by which Ray knows the router's node
     port: int  # 0: a free one
     secrets: DeploymentSecrets = field(repr=False)
     api_keys: tuple[str, ...] = field(default=(), repr=False)
+    no_api_key: bool = False  # whoever reaches the address may ask
     namespace: str = "trunkline"  # of Ray, where
     controller: str = "controller"  # is the actor that publishes the membership

@@ -20,9 +20,9 @@ MAX_THREADS_A_WORKER = 16  # more gain nothing on one replica
 def run(options: argparse.Namespace) -> int:
     """The exit status. What a user can get wrong is found before anything starts."""
     config = config_from(options).with_keys_read()
-    check_bind(config.routers.host, config.api_keys)
+    check_bind(config.routers.host, config.api_keys, anybody=config.no_api_key)
     check_model(config.engine(), resolve_model(config.model, served_name=config.served_model_name))
-    if on_its_own(options):
+    if on_its_own(options) and config.routers.host != "node":
         for index in range(config.routers.count):
             check_port(config.routers.host, config.routers.port_of(index))
     from controller.background import serve
@@ -70,6 +70,7 @@ def _overrides(options: argparse.Namespace) -> dict[str, Any]:
         "served_model_name": options.served_model_name,
         "api_keys": options.api_key,
         "api_key_file": options.api_key_file,
+        "no_api_key": options.no_api_key,
         "drain_timeout_s": options.drain_timeout,
     }
     worker = {"num_cpus": options.num_cpus, "num_gpus": options.num_gpus}

@@ -14,15 +14,21 @@ from collections.abc import Sequence
 from protocol.block_hash import isolation_key
 from protocol.deployment_secrets import DeploymentSecrets
 from protocol.errors import InvalidApiKey, InvalidRequest
+from router.http.api_keys import ApiKey, Tenant, parse_keys
 
 PROBES = frozenset({"/liveness", "/readiness", "/health"})  # load balancers come without a key
 _SCHEME = "bearer "
 
 
 class Authenticator:
-    def __init__(self, api_keys: Sequence[str], secrets: DeploymentSecrets | None) -> None:
-        self._digests = [_digest(key) for key in api_keys]
+    def __init__(self, api_keys: Sequence[ApiKey], secrets: DeploymentSecrets | None) -> None:
+        self._digests = [_digest(key.secret) for key in api_keys]
         self._secrets = secrets
+        self._tenants: dict[str, Tenant] = {}  # by key
+        for key in api_keys:
+            assert secrets is not None, "keys come with secrets"
+            tenant_id = secrets.tenant_id(key.secret)
+            self._tenants[key.secret] = Tenant(tenant_id, key.weight, key.priority)
 
     def check(self, authorization: str | None) -> str | None:
         """The key that a request came with; None where no key is needed. Raises InvalidApiKey."""
@@ -37,6 +43,10 @@ class Authenticator:
             raise InvalidApiKey("this API key is not known here")
         return key
 
+    def tenant(self, api_key: str | None) -> Tenant:
+        """Whose a request with this key is. The key has been checked."""
+        return Tenant() if api_key is None else self._tenants[api_key]
+
     def isolation(self, api_key: str | None, cache_salt: str | None) -> bytes:
         """What enters the digest of a request's first block."""
         if api_key is None:
@@ -46,11 +56,16 @@ class Authenticator:
         return isolation_key(None, tenant if cache_salt is None else f"{tenant}/{cache_salt}")
 
 
-def check_bind(host: str, api_keys: Sequence[str]) -> None:
-    """Raises InvalidRequest for an address that others can reach when no key protects it."""
-    if not api_keys and not _is_loopback(host):
+def check_bind(host: str, api_keys: Sequence[str], *, anybody: bool = False) -> None:
+    """Raises InvalidRequest for an address that others can reach when no key protects it, unless that is meant.
+
+    And for a key that is none: better now than where the router starts.
+    """
+    parse_keys(api_keys)
+    if not api_keys and not anybody and not _is_loopback(host):
         raise InvalidRequest(
-            f"refusing to listen on {host} without an API key: give --api-key, or listen on 127.0.0.1",
+            f"refusing to listen on {host} without an API key: give --api-key, listen on 127.0.0.1, or say with "
+            "--no-api-key that whoever reaches it may ask",
             param="host",
         )
 

@@ -112,6 +112,9 @@ class FakeRouterActor:
     def drain(self, grace_s: float) -> None:
         pass
 
+    def drain_replica(self, replica: str, deadline_s: float) -> bool:
+        return True
+
     def close(self) -> None:
         self._ended.set()
 
@@ -161,6 +164,16 @@ class FakeUnit:
         self.log.append(f"kill {self.name}")
 
 
+@dataclass
+class FakeRouterUnit(FakeUnit):
+    occupied: asyncio.Event | None = None  # set: its requests on a replica have ended or moved
+
+    async def vacate(self, replica: str, grace_s: float) -> None:
+        self.log.append(f"{self.name} vacates {replica}")
+        if self.occupied is not None:
+            await self.occupied.wait()
+
+
 def facts_of(name: str) -> UnitFacts:
     return UnitFacts("127.0.0.1", 1000, (WorkerInfo(0, len(name), "node"),))
 
@@ -174,6 +187,10 @@ class FakeLauncher:
         self.whole: set[str] = set()
         self.fails: dict[str, StartFailed] = {}
         self.held: set[str] = set()
+        self.alive_nodes: tuple[str, ...] = ()
+
+    async def nodes(self) -> tuple[str, ...]:
+        return self.alive_nodes
 
     def launch(self, unit: str, incarnation: int) -> Launched:
         made = self._make(f"{unit}.{incarnation}")
@@ -190,7 +207,7 @@ class FakeLauncher:
         self.log.append(f"sweep but {sorted(record.unit for record in keep)}")
 
     def _make(self, name: str) -> FakeUnit:
-        self.units[name] = FakeUnit(name, self.log)
+        self.units[name] = (FakeRouterUnit if name.startswith("router") else FakeUnit)(name, self.log)
         return self.units[name]
 
 

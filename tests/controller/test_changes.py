@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -28,6 +28,16 @@ async def ready(scene: Scene) -> list[str]:
         for each in (await status(scene)).replicas
         if each.state is ReplicaState.READY
     ]
+
+
+async def routers(scene: Scene, until: str) -> list[str]:
+    """As soon as one of that name is there."""
+    version: int | None = None
+    names: list[str] = []
+    while until not in names:
+        version, seen = await scene.controller.status(version)
+        names = [each.replica_id for each in seen.routers]
+    return [each.replica_id for each in (await status(scene)).routers]
 
 
 async def texts(scene: Scene) -> list[str]:
@@ -60,6 +70,30 @@ async def test_draining_returns_when_the_replica_is_gone_and_another_came(scene:
     await scene.settle()
     await scene.controller.drain("replica-0")
     assert await ready(scene) == ["replica-1.1", "replica-2.1"]
+
+
+async def test_a_replica_ends_only_when_no_router_has_anything_there(scene: Scene) -> None:
+    scene.start(replicas=2)
+    await scene.settle()
+    router: Any = scene.launcher.units["router-0.1"]
+    router.occupied = asyncio.Event()
+    drain = asyncio.create_task(scene.controller.drain("replica-0"))
+    await scene.settle()
+    assert scene.launcher.log[-1] == "router-0.1 vacates replica-0" and not drain.done()
+    router.occupied.set()
+    await drain
+    assert scene.launcher.log[-2:] == ["drain replica-0.1", "kill replica-0.1"]
+
+
+async def test_a_drained_replica_that_dies_is_not_waited_for(scene: Scene) -> None:
+    scene.start(replicas=2)
+    await scene.settle()
+    router: Any = scene.launcher.units["router-0.1"]
+    router.occupied = asyncio.Event()
+    drain = asyncio.create_task(scene.controller.drain("replica-0"))
+    await scene.settle()
+    scene.launcher.units["replica-0.1"].died.set_result("killed")
+    await drain
 
 
 async def test_a_name_that_is_used_again_counts_its_incarnations_on(scene: Scene) -> None:
@@ -188,3 +222,14 @@ async def test_a_deployment_that_stops_takes_no_changes(scene: Scene) -> None:
         await scene.controller.scale(2)
     await scene.controller.stop(0.0)
     await stop
+
+
+async def test_each_node_has_its_router_for_as_long_as_it_is_there(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("controller.controller.NODES_INTERVAL_S", 0.01)
+    scene.launcher.alive_nodes = ("a" * 56, "b" * 56)
+    scene.start(replicas=1, routers={"per_node": True})
+    assert await routers(scene, "router-bbbbbbbbbbbb") == ["router-aaaaaaaaaaaa", "router-bbbbbbbbbbbb"]
+    scene.launcher.alive_nodes = ("b" * 56, "c" * 56)
+    assert await routers(scene, "router-cccccccccccc") == ["router-bbbbbbbbbbbb", "router-cccccccccccc"]

@@ -10,19 +10,6 @@ import pytest
 from controller.config import build_config, load_config
 from protocol.errors import InvalidRequest
 
-CONFIGS = Path(__file__).resolve().parents[2] / "cluster_configs"
-
-
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
-def test_every_file_of_cluster_configs_is_valid_and_begins_by_saying_whom_it_is_for(path: Path) -> None:
-    assert load_config(path).replicas >= 1
-    head = path.read_text(encoding="utf-8").split("\n\n")[:2]
-    assert (
-        head[0].startswith("# ")
-        and "# For: " in "\n".join(head)
-        and "python -m controller" in "\n".join(head)
-    )
-
 
 @pytest.mark.parametrize(
     ("keys", "sentence"),
