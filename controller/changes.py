@@ -20,10 +20,18 @@ _LASTING = ("model", "block_size")
 
 def scaled(state: DeploymentState, num_replicas: int) -> DeploymentState:
     _check_running(state)
-    if not 1 <= num_replicas <= MOST_REPLICAS:
+    if state.config.autoscaling is not None:
         raise InvalidRequest(
-            f"the number of replicas must be between 1 and {MOST_REPLICAS}, not {num_replicas}"
+            "replicas scale by themselves here: change the bounds of autoscaling with `trunkline upgrade`"
         )
+    if not 0 <= num_replicas <= MOST_REPLICAS:
+        raise InvalidRequest(
+            f"the number of replicas must be between 0 and {MOST_REPLICAS}, not {num_replicas}"
+        )
+    return resized(state, num_replicas)
+
+
+def resized(state: DeploymentState, num_replicas: int) -> DeploymentState:
     config = state.config.model_copy(update={"replicas": num_replicas})
     return replace(state, config=config)
 
@@ -37,6 +45,8 @@ def upgraded(state: DeploymentState, config: DeploymentConfig) -> DeploymentStat
                 f"an upgrade cannot change {name}: start a second deployment and move the clients to it",
                 param=name,
             )
+    if config.autoscaling is not None:  # which knows better than the file how many there should be now
+        config = config.model_copy(update={"replicas": state.config.replicas})
     return replace(state, config=config, previous=state.previous or state.config, upgrade_error="")
 
 

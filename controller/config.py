@@ -87,12 +87,30 @@ class Upgrade(Section):
     )  # replicas beyond `replicas` meanwhile; 0: drain one, then start
 
 
+class Autoscaling(Section):
+    """Replicas between two bounds, as the demand calls for; then `replicas` only says how many there are at first."""
+
+    min_replicas: int = Field(
+        default=1, ge=0, le=MOST_REPLICAS
+    )  # 0: requests wait at the routers while one starts
+    max_replicas: int = Field(ge=1, le=MOST_REPLICAS)
+    target_utilization: float = Field(default=0.7, gt=0.0, le=1.0)  # of prefill time, rows and KV blocks
+    up_after_s: float = Field(default=10.0, ge=0.0)  # more have been needed for so long
+    down_after_s: float = Field(default=300.0, ge=0.0)  # fewer have been enough for so long
+
+    @model_validator(mode="after")
+    def _bounds_hold(self) -> Autoscaling:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(f"min_replicas is {self.min_replicas}, above max_replicas, {self.max_replicas}")
+        return self
+
+
 class DeploymentConfig(Section):
     """Top-level keys are named as the options of `trunkline serve`, which are those of `vllm serve`."""
 
     model: str = "sapling"
     served_model_name: str | None = None
-    replicas: int = Field(default=2, ge=1, le=MOST_REPLICAS)
+    replicas: int = Field(default=2, ge=0, le=MOST_REPLICAS)
     tensor_parallel_size: int = Field(default=1, ge=1, le=64)
     dtype: str = "auto"
     max_model_len: int | None = None
@@ -109,6 +127,7 @@ class DeploymentConfig(Section):
     worker: WorkerResources = WorkerResources()
     routers: Routers = Routers()
     upgrade: Upgrade = Upgrade()
+    autoscaling: Autoscaling | None = None
     api_keys: tuple[str, ...] = Field(default=(), repr=False)
     api_key_file: Path | None = None
     no_api_key: bool = False  # whoever reaches the routers may ask, wherever they listen
@@ -119,6 +138,12 @@ class DeploymentConfig(Section):
     def _engine_options_hold(self) -> DeploymentConfig:
         self.engine()
         return self
+
+    @property
+    def admission_timeout_s(self) -> float:
+        """How long a request waits for a replica: where they scale to zero, as long as one may take to start."""
+        to_zero = self.autoscaling is not None and self.autoscaling.min_replicas == 0
+        return max(60.0, self.start_timeout_s) if to_zero else 60.0
 
     def engine(self) -> EngineConfig:
         names = {each.name for each in fields(EngineConfig)}
@@ -191,7 +216,12 @@ def _sentence(kind: str, location: tuple[int | str, ...], message: str) -> str:
 
 
 def _nearest(location: tuple[int | str, ...]) -> str:
-    sections: dict[str, type[Section]] = {"worker": WorkerResources, "routers": Routers, "upgrade": Upgrade}
+    sections: dict[str, type[Section]] = {
+        "worker": WorkerResources,
+        "routers": Routers,
+        "upgrade": Upgrade,
+        "autoscaling": Autoscaling,
+    }
     section = sections.get(str(location[0]), DeploymentConfig) if len(location) > 1 else DeploymentConfig
     close = difflib.get_close_matches(str(location[-1]), section.model_fields, n=1, cutoff=0.5)
     if close:

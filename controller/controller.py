@@ -12,8 +12,9 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from controller.changes import drainable, finished, scaled, settled, taken_back, upgraded
+from controller.changes import drainable, finished, resized, scaled, settled, taken_back, upgraded
 from controller.config import DeploymentConfig, Routers
+from controller.demand_watch import DemandWatch
 from controller.events import Event, noted
 from controller.log import log
 from controller.names import is_router, router_name, router_on
@@ -24,7 +25,7 @@ from controller.rollout import Wanted
 from controller.state import DeploymentState, Store
 from controller.status import DeploymentStatus, status_of
 from controller.tending import Tending
-from controller.unit import Launcher, Router, Unit, UnitRecord
+from controller.unit import Launcher, Unit, UnitRecord
 from protocol.membership import Membership, ReplicaInfo, ReplicaState
 
 NODES_INTERVAL_S = 2.0
@@ -46,6 +47,7 @@ class Controller:
         self._nodes: tuple[str, ...] = ()  # looked at only where each is to have a router
         self._want(state)
         self._units: dict[str, Unit] = {}
+        self._demand = DemandWatch(self._units, clock)
         self._wake = asyncio.Event()
         self._tending = Tending(clock, self._became_ready, self._wake.set, self._note)
         self._saving = asyncio.Lock()
@@ -62,6 +64,7 @@ class Controller:
             while not (self._stopping and not self._units):
                 self._wake.clear()
                 await self._look_at_nodes()
+                await self._follow_demand()
                 await self._follow_upgrade()
                 plan = self._plan()
                 for action in plan.actions:
@@ -95,10 +98,11 @@ class Controller:
     async def scale(self, num_replicas: int) -> None:
         """So many replicas from now on. Raises InvalidRequest."""
         await self._adopted.wait()
+        scaled(self._state, num_replicas)  # a mistake is one at once
+        await self._demand.ask()  # who has cached least is to go, and routers know
         before = self._state.config.replicas
-        await self._change(
-            scaled(self._state, num_replicas), f"scales from {before} to {num_replicas} replicas"
-        )
+        state = scaled(self._state, num_replicas)
+        await self._change(state, f"scales from {before} to {num_replicas} replicas")
 
     async def drain(self, replica: str) -> None:
         """End it, its running requests first; another takes its place. Returns when it is gone.
@@ -153,6 +157,16 @@ class Controller:
         if nodes != self._nodes:
             self._nodes = nodes
             self._want(self._state)
+
+    async def _follow_demand(self) -> None:
+        """Where replicas scale by themselves: as many as the demand calls for. Not amid an upgrade."""
+        before = self._state.config
+        decided = None if self._stopping or self._state.previous else await self._demand.decide(before)
+        if decided is None or self._state.config is not before or decided[0] == before.replicas:
+            return
+        after, need = decided
+        text = f"scales from {before.replicas} to {after} replicas: {need.replicas:.2f} would be busy all the time"
+        await self._change(resized(self._state, after), text)
 
     async def _change(self, state: DeploymentState, text: str) -> None:
         """Another wanted state, stored before anything is done for it."""
@@ -242,11 +256,7 @@ class Controller:
         stop_grace_s = self._state.stop_grace_s
         grace_s = self._state.config.drain_timeout_s if stop_grace_s is None else stop_grace_s
         self._note(unit.name, "drains")
-        self._tending.drain(unit, grace_s, () if unit.is_router else self._ready_routers())
-
-    def _ready_routers(self) -> list[Router]:
-        ready = [unit.launched for unit in self._units.values() if unit.state is ReplicaState.READY]
-        return [launched for launched in ready if isinstance(launched, Router)]
+        self._tending.drain(unit, grace_s, () if unit.is_router else self._demand.ready_routers())
 
     async def _became_ready(self, unit: Unit) -> None:
         self._note(unit.name, "is ready")
@@ -280,10 +290,13 @@ class Controller:
         )
 
     async def _await_change(self, look_again_at_s: float | None) -> None:
-        """Ray tells nobody when nodes come and go: where that matters it is asked again soon."""
-        wait_s = None if look_again_at_s is None else max(0.0, look_again_at_s - self._clock())
+        """Ray tells nobody when nodes come and go, nor is demand an event: what matters is asked for again soon."""
+        times_s = [] if look_again_at_s is None else [look_again_at_s]
         if self._state.config.routers.per_node:
-            wait_s = NODES_INTERVAL_S if wait_s is None else min(wait_s, NODES_INTERVAL_S)
+            times_s.append(self._clock() + NODES_INTERVAL_S)
+        if self._state.config.autoscaling is not None:
+            times_s.append(self._demand.due_s)
+        wait_s = max(0.0, min(times_s) - self._clock()) if times_s else None
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wait_s):
                 await self._wake.wait()

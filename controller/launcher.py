@@ -102,5 +102,6 @@ def router_launch(unit: str, config: DeploymentConfig, secrets: DeploymentSecret
         port=routers.port if routers.per_node else routers.port_of(int(unit.rpartition("-")[2])),
         api_keys=config.api_keys,
         no_api_key=config.no_api_key,
+        admission_timeout_s=config.admission_timeout_s,
         secrets=secrets,
     )

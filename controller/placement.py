@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Mapping, Sequence
 
+from ray._private.state import available_resources_per_node
 from ray.util import get_placement_group, placement_group, placement_group_table, remove_placement_group
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -49,8 +51,24 @@ def waits_for(group: PlacementGroup) -> str:
     table = placement_group_table(group)
     if table.get("state") == "CREATED":
         return ""
-    bundle = ", ".join(f"{amount:g} {name}" for name, amount in table["bundles"][0].items())
-    return f"waits for a place: {len(table['bundles'])} of ({bundle}), {table['strategy']}"
+    bundles = list(table["bundles"].values())
+    free = list(available_resources_per_node().values())  # type: ignore[no-untyped-call]
+    return lacking(bundles, table["strategy"] == "STRICT_PACK", free)
+
+
+def lacking(
+    bundles: Sequence[Mapping[str, float]], on_one_node: bool, free: Sequence[Mapping[str, float]]
+) -> str:
+    """What no node has enough of. `free`: each node's resources that nobody uses."""
+    num_bundles = len(bundles) if on_one_node else 1
+    wanted = {name: amount * num_bundles for name, amount in bundles[0].items()}
+    rest = "" if on_one_node or len(bundles) == 1 else f" for each of {len(bundles)} workers"
+    for name, amount in wanted.items():
+        largest = max((node.get(name, 0.0) for node in free), default=0.0)
+        if largest < amount:
+            return f"waits for {amount:g} {name} on one node{rest}; the largest free is {largest:g}"
+    asked = " and ".join(f"{amount:g} {name}" for name, amount in wanted.items())
+    return f"waits for {asked} on one node{rest}, with the labels that it asks for"
 
 
 async def release(group: PlacementGroup) -> None:

@@ -149,8 +149,7 @@ class ReplicaGroup:
         tell("starts its workers")
         infos = asyncio.gather(*(self._ask(rank, "info") for rank in range(len(self._workers))))
         try:
-            done, _ = await asyncio.wait([infos], timeout=UNPLACED_AFTER_S)
-            if not done:
+            while not (await asyncio.wait([infos], timeout=UNPLACED_AFTER_S))[0]:
                 tell(await asyncio.to_thread(waits_for, self._group) or "starts its workers")
             return tuple(await infos)
         finally:

@@ -11,7 +11,15 @@ import json
 from controller.config import DeploymentConfig
 
 _OF_ROUTERS = {"model", "served_model_name", "api_keys", "no_api_key"}
-_OF_NEITHER = {"replicas", "routers", "upgrade", "drain_timeout_s", "start_timeout_s", "api_key_file"}
+_OF_NEITHER = {
+    "replicas",
+    "routers",
+    "upgrade",
+    "autoscaling",
+    "drain_timeout_s",
+    "start_timeout_s",
+    "api_key_file",
+}
 
 
 def replica_revision(config: DeploymentConfig) -> str:
@@ -20,7 +28,8 @@ def replica_revision(config: DeploymentConfig) -> str:
 
 def router_revision(config: DeploymentConfig) -> str:
     shared = config.model_dump(mode="json", include=_OF_ROUTERS)
-    return _digest({**shared, "host": config.routers.host, "port": config.routers.port})
+    listening = {"host": config.routers.host, "port": config.routers.port}
+    return _digest({**shared, **listening, "admission_timeout_s": config.admission_timeout_s})
 
 
 def _digest(launched_with: dict[str, object]) -> str:

@@ -19,11 +19,13 @@ from controller.log import log
 from controller.names import NAMESPACE, ActorName
 from controller.processes import end_everywhere
 from controller.unit import Tell, UnitFacts
+from protocol.demand import RouterDemand
 from protocol.membership import WorkerInfo
 from router.launch import RouterLaunch
 
 CLOSE_TIMEOUT_S = 5.0
 RETRY_AFTER_S = 0.1
+DEMAND_TIMEOUT_S = 2.0
 
 
 class RouterProcess:
@@ -72,6 +74,15 @@ class RouterProcess:
             async with asyncio.timeout(grace_s + CLOSE_TIMEOUT_S):
                 await answer(self._actor.drain.remote(grace_s))
                 await answer(self._actor.close.remote())
+
+    async def demand(self) -> RouterDemand | None:
+        assert self._actor is not None, "asked before it was started"
+        try:
+            async with asyncio.timeout(DEMAND_TIMEOUT_S):
+                told: RouterDemand = await answer(self._actor.demand.remote())
+        except (TimeoutError, RayError):
+            return None
+        return told
 
     async def vacate(self, replica: str, grace_s: float) -> None:
         """A router that dies meanwhile has nothing there any more."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from controller.rollout import Observed
+from protocol.demand import RouterDemand
 from protocol.errors import TrunklineError
 from protocol.membership import ReplicaInfo, ReplicaState, WorkerInfo
 
@@ -72,6 +73,10 @@ class Launched(Protocol):
 class Router(Launched, Protocol):
     """What a router does beside: it knows which requests run on a replica."""
 
+    async def demand(self) -> RouterDemand | None:
+        """None: it does not answer."""
+        ...
+
     async def vacate(self, replica: str, grace_s: float) -> None:
         """Send it nothing new; return when none of this router's requests runs there any more.
 
@@ -113,6 +118,7 @@ class Unit:
     failed_at_s: float = 0.0
     ready_at_s: float | None = None
     hopeless: bool = False
+    num_cached_blocks: int = 0  # as far as routers have told
     proven: bool = False  # it has been ready once, so whatever fails now may pass
     launched: Launched | None = None
     work: asyncio.Task[None] | None = field(default=None, repr=False)  # from start to death
@@ -130,6 +136,7 @@ class Unit:
             ready=self.state is ReplicaState.READY,
             draining=self.state is ReplicaState.DRAINING,
             revision=self.revision,
+            num_cached_blocks=self.num_cached_blocks,
             failures=self.failures,
             failed_at_s=self.failed_at_s,
             hopeless=self.hopeless,

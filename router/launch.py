@@ -17,5 +17,6 @@ class RouterLaunch:
     secrets: DeploymentSecrets = field(repr=False)
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     no_api_key: bool = False  # whoever reaches the address may ask
+    admission_timeout_s: float = 60.0  # how long a request without a deadline waits for a replica
     namespace: str = "trunkline"  # of Ray, where
     controller: str = "controller"  # is the actor that publishes the membership

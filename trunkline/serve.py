@@ -58,7 +58,7 @@ def check_port(host: str, port: int) -> None:
 
 def with_all_cores(config: DeploymentConfig, cores: int | None = None) -> DeploymentConfig:
     """On a machine of its own each worker gets an equal share of the cores, at least one."""
-    share = (cores or os.cpu_count() or 1) // (config.replicas * config.tensor_parallel_size)
+    share = (cores or os.cpu_count() or 1) // max(1, config.replicas * config.tensor_parallel_size)
     threads = float(min(max(1, share), MAX_THREADS_A_WORKER))
     return config.model_copy(update={"worker": config.worker.model_copy(update={"num_cpus": threads})})
 

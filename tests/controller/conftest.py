@@ -21,6 +21,7 @@ from controller.config import DeploymentConfig, build_config
 from controller.controller import Controller
 from controller.state import DeploymentState
 from controller.unit import Launched, Launcher, StartFailed, Tell, UnitFacts, UnitRecord
+from protocol.demand import RouterDemand
 from protocol.deployment_secrets import DeploymentSecrets
 from protocol.errors import UnsupportedModel
 from protocol.membership import WorkerInfo
@@ -112,6 +113,9 @@ class FakeRouterActor:
     def drain(self, grace_s: float) -> None:
         pass
 
+    def demand(self) -> RouterDemand:
+        return RouterDemand()
+
     def drain_replica(self, replica: str, deadline_s: float) -> bool:
         return True
 
@@ -167,6 +171,10 @@ class FakeUnit:
 @dataclass
 class FakeRouterUnit(FakeUnit):
     occupied: asyncio.Event | None = None  # set: its requests on a replica have ended or moved
+    told: RouterDemand = field(default_factory=RouterDemand)
+
+    async def demand(self) -> RouterDemand | None:
+        return self.told
 
     async def vacate(self, replica: str, grace_s: float) -> None:
         self.log.append(f"{self.name} vacates {replica}")

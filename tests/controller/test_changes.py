@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
 from controller.config import build_config
 from controller.status import DeploymentStatus
 from controller.unit import StartFailed
+from protocol.demand import RouterDemand
 from protocol.errors import InvalidRequest
 from protocol.membership import ReplicaState
+from protocol.messages import Load
 
 if TYPE_CHECKING:
     from tests.controller.conftest import Scene
@@ -121,10 +123,10 @@ async def test_a_drain_is_gone_on_with_by_a_successor(scene: Scene) -> None:
     assert "drain replica-0.1" in scene.launcher.log
 
 
-@pytest.mark.parametrize("num_replicas", [0, -1, 1025])
+@pytest.mark.parametrize("num_replicas", [-1, 1025])
 async def test_a_number_of_replicas_that_cannot_be_is_refused(scene: Scene, num_replicas: int) -> None:
     scene.start(replicas=1)
-    with pytest.raises(InvalidRequest, match="between 1 and 1024"):
+    with pytest.raises(InvalidRequest, match="between 0 and 1024"):
         await scene.controller.scale(num_replicas)
 
 
@@ -233,3 +235,68 @@ async def test_each_node_has_its_router_for_as_long_as_it_is_there(
     assert await routers(scene, "router-bbbbbbbbbbbb") == ["router-aaaaaaaaaaaa", "router-bbbbbbbbbbbb"]
     scene.launcher.alive_nodes = ("b" * 56, "c" * 56)
     assert await routers(scene, "router-cccccccccccc") == ["router-bbbbbbbbbbbb", "router-cccccccccccc"]
+
+
+def told(cached: dict[str, int], **numbers: Any) -> RouterDemand:
+    """Of replicas with so many cached blocks each."""
+    loads = tuple((name, Load(0, 0, 100, 0, blocks, 0)) for name, blocks in cached.items())
+    return RouterDemand(loads, **numbers)
+
+
+async def test_the_replica_that_has_cached_least_goes_first(scene: Scene) -> None:
+    scene.start(replicas=3)
+    await scene.settle()
+    router: Any = scene.launcher.units["router-0.1"]
+    router.told = told({"replica-0": 50, "replica-1": 3, "replica-2": 80})
+    await scene.controller.scale(2)
+    assert await ready(scene) == ["replica-0.1", "replica-2.1"]
+
+
+AUTOSCALING = {"min_replicas": 0, "max_replicas": 4, "up_after_s": 10, "down_after_s": 100}
+
+
+async def pass_time(scene: Scene, seconds: float) -> None:
+    scene.now_s += seconds
+    scene.controller._wake.set()
+    await scene.settle()
+
+
+async def test_replicas_follow_the_demand(scene: Scene) -> None:
+    scene.start(replicas=1, autoscaling=AUTOSCALING)
+    await scene.settle()
+    router: Any = scene.launcher.units["router-0.1"]
+    router.told = RouterDemand(prefill_sent=2.0)
+    for _ in range(6):
+        await pass_time(scene, 3.0)
+    assert len(await ready(scene)) == 3
+    router.told = RouterDemand()
+    for _ in range(60):
+        await pass_time(scene, 3.0)
+    assert await ready(scene) == []
+    assert "scales from 1 to 3 replicas: 2.00 would be busy all the time" in await texts(scene)
+
+
+async def test_a_waiting_request_brings_the_first_replica(scene: Scene) -> None:
+    scene.start(replicas=0, autoscaling=AUTOSCALING)
+    await scene.settle()
+    assert await ready(scene) == []
+    router: Any = scene.launcher.units["router-0.1"]
+    router.told = RouterDemand(num_waiting=1)
+    await pass_time(scene, 3.0)
+    assert await ready(scene) == ["replica-0.1"]
+
+
+async def test_a_router_that_does_not_answer_is_left_out(scene: Scene) -> None:
+    scene.start(replicas=1, routers={"count": 2}, autoscaling=AUTOSCALING)
+    await scene.settle()
+    silent, other = (cast("Any", scene.launcher.units[f"router-{index}.1"]) for index in range(2))
+    silent.told, other.told = None, RouterDemand(prefill_sent=2.0)
+    for _ in range(6):
+        await pass_time(scene, 3.0)
+    assert len(await ready(scene)) == 3
+
+
+async def test_scaling_by_hand_what_scales_by_itself_is_refused(scene: Scene) -> None:
+    scene.start(replicas=1, autoscaling=AUTOSCALING)
+    with pytest.raises(InvalidRequest, match="scale by themselves"):
+        await scene.controller.scale(2)

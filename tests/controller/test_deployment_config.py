@@ -18,7 +18,7 @@ from protocol.errors import InvalidRequest
         ({"worker": {"num_cpu": 1}}, "there is no key 'worker.num_cpu'; did you mean 'worker.num_cpus'?"),
         ({"routers": {"prot": 1}}, "did you mean 'routers.port'?"),
         ({"zzz": 1}, "there is no key 'zzz'; it takes model, "),
-        ({"replicas": 0}, "replicas: Input should be greater than or equal to 1"),
+        ({"replicas": -1}, "replicas: Input should be greater than or equal to 0"),
         ({"replicas": "two"}, "replicas: Input should be a valid integer"),
         ({"dtype": "int3"}, "dtype must be one of auto, float32, bfloat16, float16"),
         ({"worker": {"num_cpus": 0}}, "must be above 0, so that Ray can place a worker"),

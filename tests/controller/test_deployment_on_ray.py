@@ -147,8 +147,8 @@ async def test_a_start_that_fails_is_tried_again(launch: Launch, tmp_path: Path)
 
 async def test_a_replica_without_a_place_says_what_it_waits_for(launch: Launch) -> None:
     deployment = launch(replicas=1, worker={"num_cpus": 100})
-    status = await until(deployment, lambda status: "waits for a place" in status.replicas[0].detail)
-    assert status.replicas[0].detail == "waits for a place: 1 of (100 CPU), STRICT_PACK"
+    status = await until(deployment, lambda status: "waits for" in status.replicas[0].detail)
+    assert status.replicas[0].detail == "waits for 100 CPU on one node; the largest free is 8"
 
 
 async def test_a_stop_asks_the_workers_and_leaves_nothing(launch: Launch, tmp_path: Path) -> None:

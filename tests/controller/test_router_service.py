@@ -72,3 +72,7 @@ async def test_a_taken_port_is_what_address_raises() -> None:
 def test_an_open_address_without_a_key_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="without an API key"):
         RouterService(launch(host="0.0.0.0"), nobody())
+
+
+def test_the_controller_can_have_one_replica_drained(service: RouterService) -> None:
+    assert service.call(service.drain_replica("replica-0", 5.0)).result(60) is True
