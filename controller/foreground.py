@@ -37,7 +37,7 @@ def serve(
     """The exit status, once everything has been stopped. With `detach` (a joined Ray only), at once."""
     began = time.monotonic()
     try:
-        with connected(address, config) as cluster:
+        with connected(address) as cluster:
             say(f"Ray {cluster.address} after {time.monotonic() - began:.1f} s")
             deployment = Deployment.launch(config)
             launched(f"Trunkline starts on Ray {cluster.address}; logs: {cluster.log_directory}")

@@ -18,7 +18,6 @@ from typing import Any
 import ray
 
 from controller.announcement import announced
-from controller.config import DeploymentConfig
 from controller.names import NAMESPACE
 from protocol.errors import InvalidRequest
 
@@ -32,6 +31,8 @@ SLIM = {
     "RAY_worker_niceness": "0",
     "RAY_gcs_rpc_server_reconnect_timeout_s": "5",
 }
+# Bookkeeping only: on one's own machine whoever starts replicas decides how many, and scaling must find room.
+LOGICAL_CPUS = 4096
 CHECKOUT = Path(__file__).resolve().parent.parent
 
 
@@ -43,10 +44,10 @@ class RayCluster:
 
 
 @contextmanager
-def connected(address: str | None, config: DeploymentConfig) -> Iterator[RayCluster]:
+def connected(address: str | None) -> Iterator[RayCluster]:
     """Join the Ray at `address`, or else at RAY_ADDRESS; without either, run one for as long as this lasts."""
     address = address or os.environ.get("RAY_ADDRESS")
-    with joined(address) if address else _own_ray(config) as cluster:
+    with joined(address) if address else _own_ray() as cluster:
         yield cluster
 
 
@@ -70,11 +71,11 @@ def joined(address: str) -> Iterator[RayCluster]:
 
 
 @contextmanager
-def _own_ray(config: DeploymentConfig) -> Iterator[RayCluster]:
+def _own_ray() -> Iterator[RayCluster]:
     session: Path | None = None
     with _environment({**SLIM, "PYTHONPATH": _python_path()}):
         try:
-            context = _init(address="local", include_dashboard=False, num_cpus=logical_cpus(config))
+            context = _init(address="local", include_dashboard=False, num_cpus=LOGICAL_CPUS)
             session = Path(context.address_info["session_dir"])
             address = str(context.address_info["gcs_address"])
             with announced(address):
@@ -97,12 +98,6 @@ def _init(**options: Any) -> Any:
         )
     finally:
         logging.disable(logging.NOTSET)
-
-
-def logical_cpus(config: DeploymentConfig) -> int:
-    """What Ray is told: at least what the replicas ask for, so that a small machine starts them all."""
-    asked = config.replicas * config.tensor_parallel_size * config.worker.num_cpus
-    return max(os.cpu_count() or 1, int(asked + 0.999))
 
 
 def _python_path() -> str:

@@ -12,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,9 +76,10 @@ def wait_until(holds: Callable[[], bool], timeout_s: float, what: str) -> None:
         time.sleep(0.1)
 
 
-def start_system(log: Path, *options: str) -> System:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+def start_system(log: Path, *options: str, port: int | None = None) -> System:
+    if port is None:
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            port = probe.getsockname()[1]
     command = [sys.executable, "-m", "trunkline", "serve", "--port", str(port), *options]
     with log.open("wb") as stream:
         process = subprocess.Popen(
@@ -124,6 +126,20 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     running = await_ready(start_system(log), num_replicas=2)
     yield running
     end(running)
+
+
+@contextmanager
+def started(log: Path, *options: str, port: int, num_replicas: int = 2) -> Iterator[System]:
+    running = await_ready(start_system(log, *options, port=port), num_replicas)
+    try:
+        yield running
+    finally:
+        end(running)
+
+
+@pytest.fixture(scope="session")
+def start() -> Callable[..., Any]:
+    return started
 
 
 @pytest.fixture
