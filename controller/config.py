@@ -133,6 +133,8 @@ class DeploymentConfig(Section):
     no_api_key: bool = False  # whoever reaches the routers may ask, wherever they listen
     drain_timeout_s: float = Field(default=30.0, ge=0)  # how long running requests may go on in a drain
     start_timeout_s: float = Field(default=600.0, gt=0)  # from a worker's process to its warm-up pass
+    hang_timeout_s: float = Field(default=300.0, gt=0)  # a step that takes longer ends its replica
+    silent_after_s: float = Field(default=30.0, gt=0)  # so does a worker that does not answer for so long
 
     @model_validator(mode="after")
     def _engine_options_hold(self) -> DeploymentConfig:

@@ -29,6 +29,7 @@ from workers.threads import openmp_environment
 from workers.worker_config import WorkerConfig
 
 UNPLACED_AFTER_S = 2.0  # a worker that has not answered by then may be waiting for resources: say so
+HEARTBEAT_S = 5.0
 SETTLE_S = 0.5  # after the first rank has failed: how long another may take to show the cause
 
 
@@ -82,6 +83,16 @@ class ReplicaGroup:
         return tuple(found) == facts.workers
 
     async def watch(self) -> str:
+        death = asyncio.create_task(self._first_death())
+        silence = asyncio.create_task(self._first_silence())
+        try:
+            done, _ = await asyncio.wait([death, silence], return_when=asyncio.FIRST_COMPLETED)
+            return (death if death in done else silence).result()
+        finally:
+            death.cancel()
+            silence.cancel()
+
+    async def _first_death(self) -> str:
         sentinels = {
             asyncio.create_task(self._sentinel(worker)): rank for rank, worker in enumerate(self._workers)
         }
@@ -95,6 +106,22 @@ class ReplicaGroup:
         finally:
             for task in sentinels:
                 task.cancel()
+
+    async def _first_silence(self) -> str:
+        """A process that stands still, or a host that has gone, ends no call: it is asked, again and again."""
+        limit_s = self._config.silent_after_s
+        while True:
+            await asyncio.sleep(min(HEARTBEAT_S, limit_s))
+            asked = [answer(worker.info.remote()) for worker in self._workers]
+            answers = [asyncio.create_task(each) for each in asked]
+            done, silent = await asyncio.wait(answers, timeout=limit_s)
+            for task in silent:
+                task.cancel()
+            for task in done:
+                task.exception()  # of a death, which others tell
+            if silent:
+                rank = min(answers.index(task) for task in silent)
+                return f"rank {rank} of {self._replica_id} has not answered for {limit_s:g} s"
 
     async def drain(self, grace_s: float) -> None:
         with contextlib.suppress(TimeoutError):
@@ -141,6 +168,7 @@ class ReplicaGroup:
             self._secrets,
             num_threads=self._config.worker.num_threads,
             start_timeout_s=self._config.start_timeout_s,
+            hang_timeout_s=self._config.hang_timeout_s,
         )
 
     async def _placed(self, tell: Tell) -> tuple[WorkerInfo, ...]:

@@ -12,6 +12,7 @@ from controller.config import DeploymentConfig
 
 _OF_ROUTERS = {"model", "served_model_name", "api_keys", "no_api_key"}
 _OF_NEITHER = {
+    "silent_after_s",
     "replicas",
     "routers",
     "upgrade",

@@ -34,6 +34,7 @@ class ReplicaServer:
         facts: ReplicaFacts,
         host: str,
         on_death: Callable[[str], None] = lambda trace: None,
+        hang_timeout_s: float | None = None,
     ) -> None:
         self._engine = engine
         self._key = key
@@ -41,7 +42,7 @@ class ReplicaServer:
         self._host = host
         self._ledger = RequestLedger()
         self._on_death = on_death
-        self._steps = StepLoop(engine, self._ledger.deliver, self._died)
+        self._steps = StepLoop(engine, self._ledger.deliver, self._died, hang_timeout_s)
         self._writers: set[asyncio.StreamWriter] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._server: asyncio.Server | None = None
@@ -128,7 +129,13 @@ class ReplicaServer:
         self._on_death(trace)
         if self._loop is not None:
             with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._cut_connections)
+                self._loop.call_soon_threadsafe(self._leave)
+
+    def _leave(self) -> None:
+        """Nobody is greeted any more: a router that came back before the process ends would wait for steps in vain."""
+        if self._server is not None:
+            self._server.close()
+        self._cut_connections()
 
     def _cut_connections(self) -> None:
         for writer in list(self._writers):

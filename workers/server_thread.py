@@ -20,7 +20,13 @@ class ServerThread:
     """Listens once constructed; `close` drains, then ends the loop, the step thread and the engine."""
 
     def __init__(
-        self, engine: Engine, key: bytes, facts: ReplicaFacts, host: str, on_death: Callable[[str], None]
+        self,
+        engine: Engine,
+        key: bytes,
+        facts: ReplicaFacts,
+        host: str,
+        on_death: Callable[[str], None],
+        hang_timeout_s: float | None = None,
     ) -> None:
         self._started: Future[int] = Future()
         self._stop = asyncio.Event()
@@ -28,7 +34,7 @@ class ServerThread:
         self._grace_s = 0.0
         self._thread = threading.Thread(
             target=self._run,
-            args=(ReplicaServer(engine, key, facts, host, on_death),),
+            args=(ReplicaServer(engine, key, facts, host, on_death, hang_timeout_s),),
             name="data-plane",
             daemon=True,
         )

@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
 
-from protocol.block_hash import BlockHasher
+from protocol.block_hash import ALGORITHM, BlockHasher
 from protocol.errors import TrunklineError
 from protocol.handshake import ReplicaFacts
 from protocol.messages import Identity
@@ -125,7 +125,12 @@ class Worker:
         engine = build_engine(config.engine, runner, config.secrets.hash_secret)
         warm_up(engine)
         self._server = ServerThread(
-            engine, config.secrets.hello_key, self._facts(engine, source), self._host, self._end
+            engine,
+            config.secrets.hello_key,
+            self._facts(engine, source),
+            self._host,
+            self._end,
+            config.hang_timeout_s,
         )
         return WorkerAddress(self._host, self._server.port)
 
@@ -133,7 +138,13 @@ class Worker:
         facts, config = engine.facts, self._config
         hasher = BlockHasher(config.secrets.hash_secret, facts.block_size)
         identity = Identity(
-            source.name, source.model_digest, source.tokenizer_digest, facts.block_size, hasher.fingerprint
+            source.name,
+            source.model_digest,
+            source.tokenizer_digest,
+            facts.block_size,
+            hasher.fingerprint,
+            ALGORITHM,
+            source.template_digest,
         )
         return ReplicaFacts(
             config.replica_id, config.incarnation, identity, facts.max_model_len, facts.num_blocks

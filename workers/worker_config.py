@@ -18,6 +18,7 @@ class WorkerConfig:
     num_threads: int = 1  # of OpenMP; the actor's environment must say the same
     host: str | None = None  # address to bind; None: the node's
     start_timeout_s: float = 600.0  # for the ranks to find each other
+    hang_timeout_s: float = 300.0  # a step that takes longer is the worker's death
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,6 +109,16 @@ async def test_the_first_dead_ranks_traceback_is_shown(launch: Launch) -> None:
     assert "the step has failed in layer 3" in status.replicas[0].detail
 
 
+async def test_a_rank_that_stands_still_is_taken_for_dead(launch: Launch) -> None:
+    deployment = launch(replicas=1, tensor_parallel_size=2, silent_after_s=2.0)
+    before = (await until(deployment, is_ready)).replicas[0]
+    os.kill(pids(before)[1], signal.SIGSTOP)
+    status = await until(deployment, lambda status: status.replicas[0].detail != "")
+    assert status.replicas[0].detail == "rank 1 of replica-0 has not answered for 2 s"
+    await until(deployment, is_healed)
+    assert not [pid for pid in pids(before) if alive(pid)]
+
+
 async def test_a_killed_controller_comes_back_and_adopts(launch: Launch) -> None:
     deployment = launch(replicas=1)
     before = await until(deployment, is_ready)
