@@ -1,4 +1,7 @@
-"""What every benchmark prints first: the machine, the versions, the model and the shape. Used by the scripts here."""
+"""What every benchmark prints first: the machine, the versions, the model and the shape. Used by the scripts here.
+
+Imported before any package of ours: the script's own folder leads the path, and there `router.py` hides `router`.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,12 @@ import importlib.metadata
 import os
 import platform
 import statistics
+import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 PACKAGES = ("ray", "torch", "tokenizers", "fastapi", "uvicorn")
 INSTRUCTION_SETS = ("amx_bf16", "avx512_bf16", "avx512_vnni", "avx512f", "avx2")

@@ -20,9 +20,11 @@ import xxhash
 
 from protocol.tokens import TOKEN_BYTES, pack_tokens
 
+ALGORITHM = "xxh3_128 of parent, int32 tokens, isolation"  # another one needs another name
 DIGEST_BYTES = 16
 SEED_BYTES = 8
 SECRET_BYTES = SEED_BYTES + DIGEST_BYTES
+_CANARY_STEP = 715_827_881  # tokens of four bytes that all differ: a drift in byte order shows
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +69,14 @@ class BlockHasher:
 
     @property
     def fingerprint(self) -> str:
-        """Equal on both sides when algorithm, secret and block size are; tells nothing about the secret."""
-        canary = self.digests(pack_tokens(range(2 * self.block_size)))
+        """Of a canary prompt's digests, with isolation and without: equal where every prompt's are equal.
+
+        So it depends on all that a digest depends on (secret, block size, algorithm, byte order, how isolation
+        enters and how the chain goes on) and on nothing else, and tells nothing about the secret. What changes a
+        block's bits but not its digest, such as the dtype of the KV, has no place here while no KV leaves its replica.
+        """
+        tokens = pack_tokens(_CANARY_STEP * place % 2**31 for place in range(3 * self.block_size))
+        canary = self.digests(tokens) + self.digests(tokens, isolation_key("adapter", "salt"))
         return hmac.new(self.secret, b"".join(canary), hashlib.sha256).hexdigest()
 
 

@@ -13,6 +13,7 @@
     ├── NoReplica                  503  no_replica
     ├── Draining                   503  draining
     ├── ReplicaLost                503  replica_lost
+    │   └── FatalRequest           500  fatal_request     sent again it would end more replicas
     └── ProtocolError              500  protocol_error    a peer spoke nonsense; its connection ends
 
 Raised everywhere, turned into a response in one place (`router/http/api.py`), carried across a socket by `Rejected`.
@@ -84,6 +85,10 @@ class Draining(TrunklineError):
 
 class ReplicaLost(TrunklineError):
     status, code, kind = 503, "replica_lost", "service_unavailable_error"
+
+
+class FatalRequest(ReplicaLost):
+    status, code, kind = 500, "fatal_request", "internal_error"
 
 
 class ProtocolError(TrunklineError):

@@ -30,6 +30,18 @@ NONCE_BYTES = 16
 T = TypeVar("T")
 
 
+# Every field of an identity, the most telling first, and what helps when the two sides differ in it.
+REMEDIES = {
+    "model": "start both with one served model name",
+    "hash_algorithm": "upgrade the older of the two",
+    "template_digest": "give both the same chat template, and restart the one that began with the older files",
+    "tokenizer_digest": "give both the same tokenizer files, and restart the one that began with the older ones",
+    "model_digest": "give both the same model files, and restart the one that began with the older ones",
+    "block_size": "start every replica of a deployment with one --block-size",
+    "hash_fingerprint": "start both from the same deployment: they hash with different secrets",
+}
+
+
 class HelloRefused(ProtocolError):
     """The peers do not fit; the reason says how. Trying again does not help until one of them changes."""
 
@@ -84,9 +96,9 @@ async def greet_replica(
     answer = await _expect(reader, Welcome)
     if not hmac.compare_digest(answer.proof, _proof(key, b"replica", nonce, challenge.nonce)):
         raise HelloRefused("the replica does not know this cluster's key")
-    mismatch = _mismatch(identity, answer.identity)
-    if mismatch is not None:
-        raise HelloRefused(mismatch)
+    reason = mismatch(identity, answer.identity)
+    if reason is not None:
+        raise HelloRefused(reason)
     return answer
 
 
@@ -97,28 +109,24 @@ def _objection(hello: Hello, nonce: bytes, key: bytes, identity: Identity) -> st
         return (
             f"the router speaks protocol {hello.version}, this replica {PROTOCOL_VERSION}: upgrade the router"
         )
-    return _mismatch(hello.identity, identity)
+    return mismatch(hello.identity, identity)
 
 
-def _mismatch(router: Identity, replica: Identity) -> str | None:
-    """The first field in which they differ, as a sentence; what the router does not know yet is adopted."""
-    for each in fields(Identity):
-        wanted, found = getattr(router, each.name), getattr(replica, each.name)
-        if wanted is not None and wanted != found:
-            secret = each.name == "hash_fingerprint"
+def mismatch(router: Identity, replica: Identity) -> str | None:
+    """The first field in which they differ, as a sentence; what one of them does not know is not compared."""
+    for name, remedy in REMEDIES.items():
+        wanted, found = getattr(router, name), getattr(replica, name)
+        if wanted is not None and found is not None and wanted != found:
+            secret = name == "hash_fingerprint"
             detail = "" if secret else f" ({wanted!r} at the router, {found!r} at the replica)"
-            return f"{each.name} differs{detail}: start both from the same deployment"
+            return f"{name} differs{detail}: {remedy}"
     return None
 
 
 def adopted(identity: Identity, welcome: Welcome) -> Identity:
     """The router's identity with what it has now learnt from its first replica."""
-    theirs = welcome.identity
-    return replace(
-        identity,
-        block_size=identity.block_size or theirs.block_size,
-        hash_fingerprint=identity.hash_fingerprint or theirs.hash_fingerprint,
-    )
+    unknown = [each.name for each in fields(Identity) if getattr(identity, each.name) is None]
+    return replace(identity, **{name: getattr(welcome.identity, name) for name in unknown})
 
 
 def _proof(key: bytes, role: bytes, first: bytes, second: bytes) -> bytes:

@@ -28,13 +28,18 @@ class FinishReason(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What must be equal on both sides. None in a Hello: not known yet, adopt the replica's."""
+    """What must be equal on both sides. None in a Hello: not known yet, adopt the replica's.
+
+    `handshake.py` says what to do about each that is not.
+    """
 
     model: str
     model_digest: str
     tokenizer_digest: str
     block_size: int | None = None
     hash_fingerprint: str | None = field(default=None, repr=False)
+    hash_algorithm: str | None = None  # from here on None in a Welcome too: the replica is older
+    template_digest: str | None = None
 
 
 @message(1)
@@ -91,6 +96,9 @@ class Submit:
     deadline_s: float | None = None
     adapter: str | None = None
     finished: tuple[int, ...] = ()  # sequences that ended before a move: they do not run again
+    tenant: bytes = b""  # between whom a replica is shared fairly: an opaque id, never a key
+    weight: float = 1.0  # the tenant's share against others' of 1
+    waited_s: float = 0.0  # its client has, for the next token: that counts for its turn here
 
     @property
     def num_live_sequences(self) -> int:

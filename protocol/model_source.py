@@ -6,7 +6,9 @@ A name is, in this order: `sapling` (the built-in model), an existing directory,
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +38,7 @@ class ModelSource:
     directory: Path
     model_digest: str
     tokenizer_digest: str
+    template_digest: str
 
 
 def resolve_model(name: str, *, served_name: str | None = None, revision: str | None = None) -> ModelSource:
@@ -43,7 +46,13 @@ def resolve_model(name: str, *, served_name: str | None = None, revision: str | 
     directory = _directory(name, revision)
     if not (directory / "config.json").is_file():
         raise ModelNotFound(f"{directory} holds no config.json: give a directory in Hugging Face format")
-    return ModelSource(served_name or name, directory, _model_digest(directory), _tokenizer_digest(directory))
+    return ModelSource(
+        served_name or name,
+        directory,
+        _model_digest(directory),
+        _tokenizer_digest(directory),
+        _template_digest(directory),
+    )
 
 
 def _directory(name: str, revision: str | None) -> Path:
@@ -137,4 +146,16 @@ def _tokenizer_digest(directory: Path) -> str:
         file = directory / name
         if file.is_file():
             digest.update(name.encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def _template_digest(directory: Path) -> str:
+    """Of the chat template, wherever it stands: part of the tokenizer's digest too, but told apart from the rest."""
+    file, config = directory / "chat_template.jinja", directory / "tokenizer_config.json"
+    digest = hashlib.sha256(file.read_bytes() if file.is_file() else b"")
+    with contextlib.suppress(
+        OSError, ValueError, AttributeError
+    ):  # whoever reads it for its content complains
+        entry = json.loads(config.read_bytes()).get("chat_template")
+        digest.update(json.dumps(entry, sort_keys=True).encode())
     return digest.hexdigest()

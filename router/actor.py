@@ -12,13 +12,16 @@ import os
 import threading
 from collections.abc import AsyncIterator
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
 import ray
 import uvloop
 from ray.exceptions import RayError
 
+from protocol.demand import RouterDemand
 from protocol.membership import Membership, WorkerInfo
+from router.collection import settle
 from router.launch import RouterLaunch
 from router.service import RouterService
 
@@ -30,6 +33,9 @@ class RouterActor:
     """`address` returns once it listens, `run` when it has ended; each may be called before the other is done."""
 
     def __init__(self, launch: RouterLaunch) -> None:
+        if launch.host == "node":
+            host: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+            launch = replace(launch, host=host)
         self._service = RouterService(launch, memberships(launch.namespace, launch.controller))
         self._ended: Future[None] = Future()
         self._thread = threading.Thread(target=self._serve, name="router", daemon=True)
@@ -49,11 +55,23 @@ class RouterActor:
         """Readiness goes, then new requests, then the running ones end or the time is over."""
         self._service.call(self._service.drain(grace_s)).result()
 
+    def drain_replica(self, replica_id: str, deadline_s: float) -> bool:
+        """No new requests there; True once none is left, False when it was named ready again meanwhile.
+
+        Live ones may end until the deadline, then they go on elsewhere, or stay for as long as there is nowhere to go.
+        Calling again joins the drain that goes on, and may shorten its deadline.
+        """
+        return self._service.call(self._service.drain_replica(replica_id, deadline_s)).result()
+
+    def demand(self) -> RouterDemand:
+        return self._service.call(self._service.demand()).result()
+
     def close(self) -> None:
         self._service.close()
         self._thread.join()
 
     def _serve(self) -> None:
+        self._service.address.add_done_callback(lambda _: settle())
         try:
             uvloop.run(self._service.run())
             self._ended.set_result(None)

@@ -1,4 +1,4 @@
-"""What a router knows of its deployment: its identity, completed by the first replica's, and its block hasher.
+"""What a router knows of its deployment: its identity, completed by the replicas', and its block hasher.
 
 Shared by the links (whom to greet, with which key) and the dispatcher (how to hash a prompt).
 """
@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from protocol.block_hash import BlockHasher
 from protocol.deployment_secrets import DeploymentSecrets
-from protocol.handshake import HelloRefused, adopted
+from protocol.handshake import REMEDIES, HelloRefused, adopted
 from protocol.messages import Identity, Welcome
 
 
@@ -27,14 +27,12 @@ class Deployment:
 
     def admit(self, welcome: Welcome) -> None:
         """Adopt what the first replica says. Raises HelloRefused when it hashes otherwise than this router."""
-        if self.hasher is not None:
-            return  # the handshake has compared everything
         block_size = welcome.identity.block_size
         if block_size is None:
             raise HelloRefused("the replica does not say its block size")
-        hasher = self._hasher(block_size)
+        hasher = self.hasher or self._hasher(block_size)
         if welcome.identity.hash_fingerprint != hasher.fingerprint:
-            raise HelloRefused("hash_fingerprint differs: start both from the same deployment")
+            raise HelloRefused(f"hash_fingerprint differs: {REMEDIES['hash_fingerprint']}")
         self.identity, self.hasher = adopted(self.identity, welcome), hasher
 
     def _hasher(self, block_size: int) -> BlockHasher:

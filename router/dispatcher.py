@@ -1,11 +1,13 @@
-"""Decides where each request runs and keeps it running: places it, moves it off a lost replica, ends it.
+"""A request from its first place to its end: what its replica sends, when it is over, and what it is told then.
 
-Between `router.py` (which knows the replicas) and `policy.py` (which knows none of this). Nothing here waits: a
-request for which no replica is ready enters the waiting room, and whatever makes one ready places it.
+Between `router.py` (which knows the replicas) and the two that do the work: `placer.py` finds a place, `mover.py`
+another one when that is lost. Nothing here waits: a request for which no replica is ready enters the waiting room,
+and whatever makes one ready places it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
 from collections.abc import Callable, Mapping
@@ -14,7 +16,6 @@ from protocol.errors import (
     DeadlineExceeded,
     Draining,
     NoReplica,
-    Overloaded,
     ReplicaLost,
     TrunklineError,
     error_from_code,
@@ -22,10 +23,12 @@ from protocol.errors import (
 from protocol.messages import FinishReason, Rejected, SequenceOutput
 from router.deployment import Deployment
 from router.explanation import Explanation
-from router.generation import Generation, Placement
-from router.policy import choose
+from router.generation import Generation
+from router.mover import Mover
+from router.overload import Overload
+from router.placer import Placer
 from router.prefill_board import PrefillBoard
-from router.prefix_index import IndexState, PrefixIndex
+from router.prefix_index import PrefixIndex
 from router.replica_view import ReplicaView
 from router.routed_request import RoutedRequest
 from router.router_config import RouterConfig
@@ -54,14 +57,24 @@ class Dispatcher:
         self._index = index
         self._views = views
         self._counters = counters
-        self._rng = rng
         self._clock = clock
-        self._weighing = Weighing(deployment, index, board, clock)
         self._room = WaitingRoom(config.admission_timeout_s, self._time_out)
+        self._overload = Overload(config, board, counters, clock)
+        weighing = Weighing(deployment, index, board, clock)
+        self._placer = Placer(weighing, index, views, self._room, counters, rng, clock)
+        self._mover = Mover(config, self._placer, self._room, views, counters, self.fail)
 
     @property
     def num_waiting(self) -> int:
         return len(self._room)
+
+    @property
+    def num_queued_tokens(self) -> int:
+        return self._overload.num_queued_tokens
+
+    @property
+    def max_queued_tokens(self) -> int | None:
+        return self._overload.max_queued_tokens
 
     @property
     def num_live(self) -> int:
@@ -73,26 +86,25 @@ class Dispatcher:
         """Place it or let it wait. Raises Overloaded, DeadlineExceeded."""
         if request.deadline_s is not None and request.deadline_s <= 0.0:
             raise DeadlineExceeded("the deadline had passed when the request arrived")
-        self._refuse_overload()
+        self._overload.check(request, self.num_waiting, self._placer.some_ready)
         deadline_s = request.deadline_s
         expires_at = None if deadline_s is None else self._clock() + deadline_s
         generation = Generation(request, expires_at, self._stop_sequence)
+        generation.waiting_since_s = self._clock()
         self._counters.requests += 1
         if deadline_s is not None:
             self._room.set_deadline(generation, deadline_s)
         try:
-            self._place_or_wait(generation)
+            self._placer.seat(generation)
         except BaseException:
             self._release(generation)
             raise
+        self._overload.enter(generation)
         return generation
 
     def explain(self, request: RoutedRequest) -> Explanation:
         """What `begin` would decide now, and from what. Raises NoReplica."""
-        ready = [view.replica_id for view in self._views.values() if view.accepting]
-        if not ready:
-            raise NoReplica("no replica is ready", retry_after_s=self._config.retry_after_s)
-        return self._weighing.explain(request, ready)
+        return self._placer.explain(request)
 
     def end(self, generation: Generation) -> None:
         """Its consumer has left: whatever still runs is cancelled. May be called for one that is over."""
@@ -121,21 +133,25 @@ class Dispatcher:
         for generation in [*live, *self._room]:
             self.fail(generation, error())
 
+    def close(self) -> None:
+        self._mover.close()
+
     # What the views say
 
     def replica_ready(self) -> None:
-        for generation in self._room:
-            self._place_again(generation)
+        self._mover.seat_waiting()
+
+    def replica_back(self, view: ReplicaView) -> None:
+        self._mover.back(view)
 
     def replica_lost(self, view: ReplicaView, reason: str) -> None:
-        """Everything that ran there goes on elsewhere, from the tokens that it already has."""
-        displaced = list(view.live.values())
-        self._counters.replica_losses += not view.leaving
-        if displaced:
-            log.warning("replica %s is lost (%s): %d requests move", view.replica_id, reason, len(displaced))
-        for generation in displaced:
-            generation.deaths += not view.leaving
-            self._move(view, generation, reason)
+        self._mover.lost(view, reason)
+
+    def replica_hung(self, view: ReplicaView, reason: str) -> None:
+        self._mover.hung(view, reason)
+
+    def drain_overdue(self, view: ReplicaView) -> None:
+        self._mover.clear(view)
 
     def deliver(self, view: ReplicaView, output: SequenceOutput) -> None:
         generation = view.live.get(output.request_id)
@@ -144,74 +160,29 @@ class Dispatcher:
         if generation.num_cached_tokens is None and not generation.moves:
             self._compare(view, generation, output.num_cached_tokens)
         view.settle(output.request_id)
+        self._overload.prefilled(generation)
         if generation.placement is not None:
             self._index.withdraw(generation.placement.expectation)  # its prefill is over: events speak for it
         if output.finish_reason is FinishReason.ABORT and generation.expires_at is not None:
             self._time_out(generation)  # the replica's clock was faster
             return
+        was_apart = generation.apart
         generation.push(output)
         if generation.done:
             self._counters.finished += 1
             self._release(generation)
+        if was_apart:
+            self._mover.seat_waiting()
 
     def reject(self, view: ReplicaView, rejected: Rejected) -> None:
         generation = view.live.get(rejected.request_id)
         if generation is None:
             return
         if rejected.code == Draining.code:
-            view.refuse_new()
-            self._move(view, generation, rejected.reason)
+            self._mover.refused(view, generation)
         else:
             view.drop(rejected.request_id, cancel=False)  # there is nothing left to cancel
             self.fail(generation, error_from_code(rejected.code, rejected.reason, rejected.param))
-
-    # Placing
-
-    def _place_or_wait(self, generation: Generation) -> None:
-        if not self._place(generation):
-            self._room.enter(generation)
-
-    def _place_again(self, generation: Generation) -> None:
-        """Outside its consumer's call. A fault in routing ends this request with an answer, and no other."""
-        try:
-            self._place_or_wait(generation)
-        except Exception as fault:
-            log.exception("request %s could not be placed", generation.request.request_id)
-            self.fail(generation, TrunklineError(f"the router could not place the request: {fault!r}"))
-
-    def _place(self, generation: Generation) -> bool:
-        """Decide and submit, in one go. False: no replica is ready."""
-        ready = {view.replica_id: view for view in self._views.values() if view.accepting}
-        if not ready:
-            return False
-        digests, request, loads = self._weighing.weigh(generation, ready)
-        decision = choose(request, loads, self._rng)
-        self._counters.decisions[decision.reason] += 1
-        exact = self._index.state(decision.replica) is IndexState.SYNCED
-        expectation = self._index.expect(decision.replica, digests, self._clock())
-        placement = Placement(decision, generation.next_wire_id, expectation, exact)
-        self._room.leave(generation)
-        generation.place(placement)
-        ready[decision.replica].submit(generation, placement)
-        return True
-
-    def _move(self, view: ReplicaView, generation: Generation, reason: str) -> None:
-        self._displace(view, generation)
-        generation.moves += 1
-        if generation.deaths >= self._config.max_deaths:
-            self.fail(
-                generation, ReplicaLost(f"{generation.deaths} replicas died while they ran this request")
-            )
-        elif generation.moves > self._config.max_moves:
-            self.fail(generation, ReplicaLost(f"moved {self._config.max_moves} times, then: {reason}"))
-        else:
-            self._counters.moves += 1
-            self._place_again(generation)
-
-    def _displace(self, view: ReplicaView, generation: Generation) -> None:
-        placement = generation.displace()
-        view.drop(placement.wire_id, cancel=False)
-        self._index.withdraw(placement.expectation)
 
     def _compare(self, view: ReplicaView, generation: Generation, actual: int) -> None:
         """Predicted, actual and best-available cached tokens of one request, at its first output."""
@@ -223,18 +194,6 @@ class Dispatcher:
             log.warning("replica %s: predicted and reported cached tokens disagree", view.replica_id)
 
     # Waiting, deadlines, the end
-
-    def _refuse_overload(self) -> None:
-        config = self._config
-        nobody_ready = not any(view.accepting for view in self._views.values())
-        if self.num_live >= config.max_live_requests or (
-            nobody_ready and self.num_waiting >= config.max_waiting_requests
-        ):
-            self._counters.overloaded += 1
-            raise Overloaded(
-                "the router has all the requests that it can hold: try again later",
-                retry_after_s=config.retry_after_s,
-            )
 
     def _time_out(self, generation: Generation) -> None:
         if generation.placement is not None:
@@ -248,12 +207,8 @@ class Dispatcher:
             )
 
     def _release(self, generation: Generation) -> None:
-        """Nothing of it is left in the queue, on its replica or among the timers."""
-        self._room.forget(generation)
-        if generation.placement is None:
-            return
-        placement = generation.displace()
-        self._index.withdraw(placement.expectation)
-        view = self._views.get(placement.decision.replica)
-        if view is not None:
-            view.drop(placement.wire_id, cancel=not generation.done and placement.wire_id in view.live)
+        """Nothing of it is left. If others wait for their turn behind it, the next one comes."""
+        if generation.apart and generation.placement is not None:
+            asyncio.get_running_loop().call_soon(self._mover.seat_waiting)
+        self._placer.release(generation)
+        self._overload.leave(generation)

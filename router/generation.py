@@ -1,7 +1,8 @@
 """One request's life at the router: what came back so far, where it runs, how it ends. Iterated by `api.py`.
 
 The dispatcher pushes outputs in and places it anew when its replica is lost; from the tokens held here another
-replica goes on where the lost one stopped, without the consumer noticing.
+replica goes on where the lost one stopped, without the consumer noticing. What it was blamed for on the way is kept
+here too, for `suspects.py`.
 """
 
 from __future__ import annotations
@@ -19,10 +20,16 @@ from protocol.sampling import SamplingParams
 from protocol.tokens import TOKEN_BYTES, pack_tokens
 from router.routed_request import Decision, RoutedRequest
 
+PROOF_TOKENS = (
+    8  # of each sequence, at a new place: what killed the last one would have killed this one by then
+)
+
+Death = tuple[str, int]  # a replica and its incarnation
+
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where a request runs now. `wire_id` differs from move to move, so that nothing old is taken for new."""
+    """Where a request runs now. `wire_id` differs from place to place, so that nothing old is taken for new."""
 
     decision: Decision
     wire_id: str
@@ -46,9 +53,15 @@ class Generation:
             None  # of the prompt's full blocks, once the block size is known
         )
         self.placement: Placement | None = None  # None: waits for a replica
+        self.waiting_since_s: float | None = None  # by the router's clock, for its next token
         self.num_cached_tokens: int | None = None  # as first reported; None: no output yet
         self.moves = 0
-        self.deaths = 0
+        self.blames: set[Death] = set()  # what died, or hung, while it ran there; until it has proven itself
+        self.apart = False  # blamed, and no output since: shares its replica with no other such request
+        self.heard = False  # an output has come from its present place
+        self._num_places = 0  # that it has had
+        self._num_resumed_tokens = 0  # that it brought to its present place
+        self._stopped_unheard = False
         self._decision: Decision | None = None
         self._generated = [array("i") for _ in range(request.sampling.n)]
         self._finished: set[int] = set()
@@ -83,10 +96,16 @@ class Generation:
             await self._changed.wait()
         return self._outputs.popleft()
 
+    @property
+    def more_ready(self) -> bool:
+        """The next output has come already: asking for it will not wait."""
+        return bool(self._outputs)
+
     def stop(self, index: int) -> None:
         """One sequence is complete for its consumer (a stop string): nothing more of it is computed or yielded."""
         if not self.over and index not in self._finished:
             self._finished.add(index)
+            self._stopped_unheard |= not self.heard
             self._outputs = deque(output for output in self._outputs if output.index != index)
             self._on_stop(self, index)
             self._changed.set()
@@ -126,7 +145,16 @@ class Generation:
     @property
     def next_wire_id(self) -> str:
         request_id = self.request.request_id
-        return f"{request_id}~{self.moves}" if self.moves else request_id
+        return f"{request_id}~{self._num_places}" if self._num_places else request_id
+
+    @property
+    def deaths(self) -> int:
+        return len(self.blames)
+
+    @property
+    def may_run_on(self) -> bool:
+        """Its replica may not have stopped it by itself: it heeds the stop of one sequence only after the prompt."""
+        return not self.done or self._stopped_unheard
 
     def submit(self, wire_id: str, now: float) -> Submit:
         """The message that starts it, or that goes on where the last replica stopped."""
@@ -141,10 +169,16 @@ class Generation:
             priority=request.priority,
             deadline_s=None if self.expires_at is None else max(0.0, self.expires_at - now),
             finished=tuple(sorted(self._finished)),
+            tenant=request.tenant,
+            weight=request.weight,
+            waited_s=0.0 if self.waiting_since_s is None else max(0.0, now - self.waiting_since_s),
         )
 
     def place(self, placement: Placement) -> None:
         self.placement, self._decision = placement, placement.decision
+        self.heard = self._stopped_unheard = False
+        self._num_places += 1
+        self._num_resumed_tokens = self.num_generated_tokens
         self._changed.set()
 
     def displace(self) -> Placement:
@@ -156,6 +190,7 @@ class Generation:
 
     def push(self, output: SequenceOutput) -> None:
         """One output of the present place; tokens of a sequence that has finished here are of no use."""
+        self.heard, self.apart = True, False
         if self.over or not 0 <= output.index < self.request.sampling.n or output.index in self._finished:
             return
         self.num_cached_tokens = (
@@ -167,13 +202,21 @@ class Generation:
         if output.prompt_logprobs is not None:
             output = replace(output, prompt_logprobs=None) if self._scored else output
             self._scored = True
-        self._outputs.append(self._as_first_placed(output) if self.moves else output)
+        if self.blames and self._has_proven_itself:
+            self.blames.clear()
+        self._outputs.append(self._as_first_placed(output) if self._num_places > 1 else output)
         self._changed.set()
 
     def fail(self, error: TrunklineError) -> None:
         if not self.over:
             self._error = error
             self._changed.set()
+
+    @property
+    def _has_proven_itself(self) -> bool:
+        """A poison's tokens are kept, so it kills again where it did: in the first steps at its next place."""
+        num_new = self.num_generated_tokens - self._num_resumed_tokens
+        return num_new >= PROOF_TOKENS * (self.request.sampling.n - len(self._finished))
 
     def _as_first_placed(self, output: SequenceOutput) -> SequenceOutput:
         """A move shows neither in the id nor in the count of cached tokens."""

@@ -5,15 +5,26 @@ the random source. Costs are seconds, predicted with each replica's own speeds, 
 
     t_i     = seconds that i would take to prefill what it has not cached of the prompt
     key_j   = t_j / (1 s + wait_j)                 the order in which replicas prefill: lowest first
-    ahead_i = sum of t_j over unfinished prefills j at i with key_j <= t_i, and all those that others sent there
+    ahead_i = sum of t_j over unfinished prefills j at i with key_j <= t_i
     over_i  = number of unfinished prefills j at i with key_j > t_i: this one overtakes them, each waits t_i more
-    cost_i  = ahead_i + t_i + over_i * t_i + price * copy_i + decode_i
+    cost_i  = ahead_i + t_i + over_i * t_i + price * copy_i + evict_i + decode_i
     copy_i  = t_i less what i would take with the longest match of all: t_i - min_j t_j where all are equally fast
     price   = min(30, 1 / (1 - utilization) + mean backlog in seconds)
+    evict_i = half the seconds to compute those tokens again that i would push out of its cache for this prompt
+
+Whatever its key, a prefill of a better priority class is ahead, one of a worse class is overtaken. What other routers
+sent is known by its sum and number: it counts as so many average prefills that have waited a second. Taken as ahead in
+any case, it keeps prompts from where their prefix is: in a simulation of three routers 17.8 and 33.2 % hits instead of
+18.4 and 33.8, and up to 3 % more time to the first token.
 
 The price is what a second copy costs: not only its own prefill, but that all behind it wait for it, the longer the
 busier the fleet is. A slower replica does not pay for being slow: its seconds delay only those behind it. The last
 term, a decode step for each sequence in flight, spreads what is equal otherwise.
+
+Without `evict_i` a nearly idle fleet sends nearly everything to the few replicas that hold a head which all prompts
+share, while the memory of the others stays empty: on a public trace at a tenth of its speed, 8 replicas, 0.95 s to
+the first token and 8 % hits instead of 0.85 s and 18 %. At the trace's speed and up to overload it changes the mean by
+less than 1 %; a quarter or the whole of those seconds do the same.
 """
 
 from __future__ import annotations
@@ -22,12 +33,14 @@ import hashlib
 import math
 import random
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from router.routed_request import Decision, Reason
 
 MOST_PRICE = 30.0
 MOST_UTILIZATION = 0.999
+OTHERS_DIVISOR = 2.0  # of an average key among what other routers sent: 1 s + the second that it has waited
+EVICTED_SHARE = 0.5  # of what is pushed out, priced as if somebody came back for it
 
 
 @dataclass(slots=True, eq=False)
@@ -36,6 +49,7 @@ class UnfinishedPrefill:
 
     remaining_s: float  # of prefill there
     dispatched_s: float  # by the clock of `ReplicaColumns.now_s`
+    priority: int = field(default=0, kw_only=True)  # its class: lower is earlier
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +57,7 @@ class RoutingRequest:
     num_prompt_tokens: int
     matched_tokens: Sequence[int]  # [replicas]: of the prompt, predicted to be cached there
     affinity: str | None = None  # breaks ties
+    priority: int = 0  # its class: lower is earlier
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +76,8 @@ class ReplicaColumns:
     others_prefill_s: Sequence[
         float
     ]  # of unfinished prefills that are not in `unfinished`: other routers sent them
+    num_others: Sequence[int]  # of these, about; 0: they are ahead of everything
+    free_tokens: Sequence[int]  # room for more of them before anything cached is pushed out
     num_in_flight: Sequence[int]  # sequences there, whoever sent them
     utilization: float  # prefill seconds dispatched a second and replica
     backlog_s: float  # unfinished prefill of a replica, on average
@@ -79,10 +96,12 @@ class CostTerms:
     overtaking_s: float  # over_i * t_i
     copy_s: float  # price * copy_i
     decode_s: float
+    evict_s: float = 0.0
 
     @property
     def cost_s(self) -> float:
-        return self.ahead_s + self.prefill_s + self.overtaking_s + self.copy_s + self.decode_s
+        own_s = self.ahead_s + self.prefill_s + self.overtaking_s
+        return own_s + self.copy_s + self.evict_s + self.decode_s
 
 
 def choose(request: RoutingRequest, loads: ReplicaColumns, rng: random.Random) -> Decision:
@@ -113,20 +132,27 @@ def cost_table(request: RoutingRequest, loads: ReplicaColumns) -> list[CostTerms
     best_match = max(request.matched_tokens)
     prefill_s = prefill_seconds(request.num_prompt_tokens, request.matched_tokens, loads)
     least_s = prefill_seconds(request.num_prompt_tokens, [best_match] * len(prefill_s), loads)
+    evict_s = eviction_seconds(request.num_prompt_tokens, request.matched_tokens, loads)
     price, table = price_of_a_copy(loads), []
     for place, replica in enumerate(loads.replicas):
         own_s = prefill_s[place]
-        ahead_s, num_overtaken = _queue(own_s, loads.unfinished[place], loads.now_s)
+        ahead_s, num_overtaken = _queue(own_s, request.priority, loads.unfinished[place], loads.now_s)
+        others_s, num_others = loads.others_prefill_s[place], loads.num_others[place]
+        if others_s > OTHERS_DIVISOR * own_s * num_others > 0.0:
+            num_overtaken += num_others
+        else:
+            ahead_s += others_s
         table.append(
             CostTerms(
                 replica=replica,
                 matched_tokens=request.matched_tokens[place],
                 prefill_s=own_s,
-                ahead_s=ahead_s + loads.others_prefill_s[place],
+                ahead_s=ahead_s,
                 num_overtaken=num_overtaken,
                 overtaking_s=num_overtaken * own_s,
                 copy_s=price * (own_s - least_s[place]),
                 decode_s=loads.decode_s[place] * loads.num_in_flight[place],
+                evict_s=evict_s[place],
             )
         )
     return table
@@ -140,6 +166,15 @@ def prefill_seconds(most: int, matched_tokens: Sequence[int], loads: ReplicaColu
         uncached = most - matched if matched < most else 0
         seconds.append(once_s + uncached * (token_s + pair_s * (matched + 0.5 * uncached)))
     return seconds
+
+
+def eviction_seconds(most: int, matched_tokens: Sequence[int], loads: ReplicaColumns) -> list[float]:
+    """evict_i of every replica for `most` tokens. Attention is left out: nobody knows where in a prompt they stood."""
+    columns = (loads.free_tokens, loads.prefill_s_per_token)
+    return [
+        EVICTED_SHARE * token_s * num_evicted if (num_evicted := most - matched - free) > 0 else 0.0
+        for matched, free, token_s in zip(matched_tokens, *columns, strict=True)
+    ]
 
 
 def price_of_a_copy(loads: ReplicaColumns) -> float:
@@ -159,19 +194,25 @@ def _cheapest(request: RoutingRequest, best_match: int, loads: ReplicaColumns) -
     if best_match:
         least_s = prefill_seconds(request.num_prompt_tokens, [best_match] * len(matched), loads)
     price = price_of_a_copy(loads)
-    columns = (loads.others_prefill_s, loads.decode_s, loads.num_in_flight)
+    evict_s = eviction_seconds(request.num_prompt_tokens, matched, loads)
+    others = (loads.others_prefill_s, loads.num_others)
+    columns = (prefill_s, least_s, evict_s, *others, loads.decode_s, loads.num_in_flight)
     floors = [
-        own_s + price * (own_s - least) + others_s + step_s * num_in_flight
-        for own_s, least, others_s, step_s, num_in_flight in zip(prefill_s, least_s, *columns, strict=True)
+        own_s
+        + price * (own_s - least)
+        + evicted_s
+        + (num_others * own_s if others_s > OTHERS_DIVISOR * own_s * num_others > 0.0 else others_s)
+        + step_s * num_in_flight
+        for own_s, least, evicted_s, others_s, num_others, step_s, num_in_flight in zip(*columns, strict=True)
     ]
     if not math.isfinite(sum(floors)):
         return math.nan, []
-    unfinished, now_s = loads.unfinished, loads.now_s
+    unfinished, now_s, priority = loads.unfinished, loads.now_s, request.priority
 
     def cost_at(place: int) -> float:
         if not unfinished[place]:
             return floors[place]
-        ahead_s, num_overtaken = _queue(prefill_s[place], unfinished[place], now_s)
+        ahead_s, num_overtaken = _queue(prefill_s[place], priority, unfinished[place], now_s)
         return floors[place] + ahead_s + num_overtaken * prefill_s[place]
 
     best, ties = cost_at(floors.index(min(floors))), list[int]()
@@ -185,12 +226,18 @@ def _cheapest(request: RoutingRequest, best_match: int, loads: ReplicaColumns) -
     return best, ties
 
 
-def _queue(own_s: float, unfinished: Collection[UnfinishedPrefill], now_s: float) -> tuple[float, int]:
+def _queue(
+    own_s: float, priority: int, unfinished: Collection[UnfinishedPrefill], now_s: float
+) -> tuple[float, int]:
     """Seconds of what would run before a new prefill of `own_s`, and how many it would overtake."""
     ahead_s, num_overtaken = 0.0, 0
     since = 1.0 + now_s
     for other in unfinished:
-        if other.remaining_s <= own_s * (since - other.dispatched_s):
+        if other.priority != priority:
+            is_ahead = other.priority < priority
+        else:
+            is_ahead = other.remaining_s <= own_s * (since - other.dispatched_s)
+        if is_ahead:
             ahead_s += other.remaining_s
         else:
             num_overtaken += 1

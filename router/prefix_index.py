@@ -1,14 +1,18 @@
 """Which replica holds which blocks, and one walk that gives every replica's match.
 
 Fed by `index_feed.py` (snapshots and KV events: exact) and by `dispatcher.py` (what a dispatch will make true: an
-*expectation*, which counts at once and which events confirm). Knows digests and replica ids: nothing of tokens,
-loads or sockets.
+*expectation*, which counts from the dispatch until its first token, when events speak for it). Knows digests and
+replica ids: nothing of tokens, loads or sockets.
+
+The walk gallops, for a replica that holds a block holds all before it, *after every frame*: a replica's cache drops
+a block with all that can only be reached through it (`workers/kv/prefix_cache.py`), a step's events come in one
+frame, and an expectation is of a prompt's blocks from the first on, those that are held already included.
 """
 
 from __future__ import annotations
 
 import enum
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,6 +30,7 @@ class IndexState(enum.Enum):
 class _Expectation:
     replica: str
     digests: Sequence[bytes]
+    counts: dict[bytes, int]  # of the connection that it was made on: a later one knows nothing of it
     expires_at: float
 
 
@@ -62,7 +67,7 @@ class PrefixIndex:
     def add_to_snapshot(self, replica: str, digests: bytes, medium: str = GPU) -> None:
         slot = self._slots[replica]
         assert not slot.synced, "a snapshot is added to between its begin and its end"
-        self._hold(slot, split_digests(digests), medium)
+        self._hold(slot, digests, medium)
 
     def end_snapshot(self, replica: str) -> None:
         slot = self._slots[replica]
@@ -75,39 +80,40 @@ class PrefixIndex:
         if not slot.synced:
             return
         if isinstance(event, Stored):
-            self._hold(slot, split_digests(event.digests), event.medium)
+            self._hold(slot, event.digests, event.medium)
         elif isinstance(event, Removed):
             self._slots.drop(slot, split_digests(event.digests), event.medium)
         else:
             assert isinstance(event, Cleared), f"unknown KV event {event!r}"
             self._slots.sync(self._slots.renew(replica))
 
-    def _hold(self, slot: Slot, digests: Sequence[bytes], medium: str) -> None:
+    def _hold(self, slot: Slot, digests: bytes, medium: str) -> None:
         if slot.overfull:
             return
-        self._slots.hold(slot, digests, medium)
-        if slot.num_held() > self._max_blocks_per_replica:
+        self._slots.hold(slot, split_digests(digests), medium)
+        if slot.num_held > self._max_blocks_per_replica:
             self._slots.renew(slot.replica).overfull = True
 
     # What a dispatch will make true
 
     def expect(self, replica: str, digests: Sequence[bytes], now: float) -> int:
-        """The replica will soon hold these: count them already. Returns the number under which to withdraw."""
+        """The replica will soon hold this whole chain: count it already. Returns the number to withdraw it by."""
         number = self._next_expectation
         self._next_expectation += 1
-        missing = self._slots.expect(self._slots[replica], digests, number)
-        self._expectations[number] = _Expectation(replica, missing, now + self._expectation_ttl_s)
+        slot = self._slots[replica]
+        self._slots.expect(slot, digests)
+        expires_at = now + self._expectation_ttl_s
+        self._expectations[number] = _Expectation(replica, digests, slot.expected, expires_at)
         return number
 
     def withdraw(self, number: int) -> None:
-        """What has not come true of this expectation, and that no later one repeats, is no longer expected."""
+        """What no other dispatch will make true either is no longer expected. May be called again."""
         expectation = self._expectations.pop(number, None)
-        slot = None if expectation is None else self._slots.get(expectation.replica)
-        if expectation is None or slot is None or not slot.expected:
+        if expectation is None:
             return
-        for digest in expectation.digests:
-            if slot.expected.get(digest) == number:
-                self._slots.expect_no_more(slot, digest)
+        slot = self._slots.get(expectation.replica)
+        if slot is not None and slot.expected is expectation.counts:
+            self._slots.expect_no_more(slot, expectation.digests)
 
     def expire(self, now: float) -> None:
         """Withdraw the expectations that are too old. Called before a match."""
@@ -122,17 +128,35 @@ class PrefixIndex:
     def match(self, digests: Sequence[bytes]) -> dict[str, int]:
         """How many of the leading digests each replica holds; replicas that hold none are left out."""
         depths: dict[str, int] = {}
-        slots = self._slots
-        exact, expected, synced, alive = slots.exact.get, slots.expected.get, slots.synced, slots.live
-        for depth, digest in enumerate(digests):
-            holding = alive & (exact(digest, 0) & synced | expected(digest, 0))
+        depth, alive = 0, self._slots.live
+        while alive and depth < len(digests):
+            further = min(2 * depth or 1, len(digests))
+            holding = alive & self._slots.holding(digests[further - 1])
             if holding != alive:
-                self._note(depths, alive ^ holding, depth)
-                alive = holding
-                if not alive:
-                    return depths
-        self._note(depths, alive, len(digests))
+                self._narrow(digests, depth, alive, further, holding, depths)
+            depth, alive = further, holding
+        self._note(depths, alive, depth)
         return depths
+
+    def _narrow(
+        self,
+        digests: Sequence[bytes],
+        depth: int,
+        alive: int,
+        further: int,
+        holding: int,
+        depths: dict[str, int],
+    ) -> None:
+        """Those of `alive` hold `depth` digests, those of `holding` `further`: where do the others end?"""
+        if further - depth == 1:
+            self._note(depths, alive ^ holding, depth)
+            return
+        middle = (depth + further) // 2
+        between = alive & self._slots.holding(digests[middle - 1]) | holding
+        if between != alive:
+            self._narrow(digests, depth, alive, middle, between, depths)
+        if between != holding:
+            self._narrow(digests, middle, between, further, holding, depths)
 
     def _note(self, depths: dict[str, int], bits: int, depth: int) -> None:
         while depth and bits:
@@ -147,15 +171,27 @@ class PrefixIndex:
     def num_blocks(self, replica: str) -> int:
         """Exact entries, each medium's counted."""
         slot = self._slots.get(replica)
-        return 0 if slot is None else slot.num_held()
+        return 0 if slot is None else slot.num_held
 
     @property
     def num_entries(self) -> int:
         """Digests in memory, those of lost replicas that are not swept yet included."""
-        return len(self._slots.exact) + len(self._slots.expected)
+        return self._slots.num_entries
+
+    @property
+    def num_bytes(self) -> int:
+        """What they take, counted from above."""
+        return self._slots.num_bytes
 
     def check_integrity(self) -> None:
-        """For tests: every mask agrees with every replica's own sets, and every expectation can expire."""
+        """For tests: masks, counts and expectations agree."""
         self._slots.check_integrity()
-        for expectation in self._expectations.values():
-            assert expectation.expires_at >= 0.0, "an expectation has its time"
+        expected: dict[str, Counter[bytes]] = {}
+        for each in self._expectations.values():
+            slot = self._slots.get(each.replica)
+            if slot is not None and slot.expected is each.counts:
+                expected.setdefault(each.replica, Counter()).update(each.digests)
+        for replica, counts in expected.items():
+            assert self._slots[replica].expected == counts, (
+                "what is expected is what dispatches will make true"
+            )

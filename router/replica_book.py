@@ -11,6 +11,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from router.policy import UnfinishedPrefill
+from router.shares import Shares
 
 REPORTS_UNTIL_SEEN = 2  # the report that arrives just after a dispatch was made before it
 
@@ -22,6 +23,7 @@ class Sent(UnfinishedPrefill):
     prefill_s: float  # all of it, fixed at dispatch
     num_tokens: int  # uncached
     num_left: int  # of these, as far as reports tell
+    tenant: bytes = b""
 
 
 @dataclass(slots=True, eq=False)
@@ -32,6 +34,9 @@ class ReplicaBook:
     num_sequences: int = 0  # in flight, of this router
     others_tokens: int = 0  # of unfinished prefill that other routers sent there, or that was preempted
     others_sequences: int = 0
+    num_others: int = 0  # prefills that those tokens are of, about
+    free_tokens: int = 0  # room that nothing is cached in, as reported: what waits will take of it
+    by_tenant: Shares = field(default_factory=Shares)  # uncached tokens of `unfinished`; one for all replicas
     _sequences: dict[str, int] = field(default_factory=dict)  # of each request
     _unseen: dict[str, int] = field(default_factory=dict)  # reports that need not contain it yet
 
@@ -45,28 +50,52 @@ class ReplicaBook:
         return self.others_sequences + self.num_sequences
 
     def dispatched(
-        self, request_id: str, prefill_s: float, num_uncached: int, now_s: float, num_sequences: int
+        self,
+        request_id: str,
+        prefill_s: float,
+        num_uncached: int,
+        now_s: float,
+        num_sequences: int,
+        tenant: bytes = b"",
+        weight: float = 1.0,
+        priority: int = 0,
     ) -> None:
-        self.unfinished[request_id] = Sent(prefill_s, now_s, prefill_s, num_uncached, num_uncached)
+        sent = Sent(prefill_s, now_s, prefill_s, num_uncached, num_uncached, tenant, priority=priority)
+        self.unfinished[request_id] = sent
+        self.by_tenant.add(tenant, weight, num_uncached)
         self._sequences[request_id] = num_sequences
         self._unseen[request_id] = REPORTS_UNTIL_SEEN
         self.num_sequences += num_sequences
 
     def prefilled(self, request_id: str) -> bool:
         """Whether this was news."""
-        return self.unfinished.pop(request_id, None) is not None
+        sent = self.unfinished.pop(request_id, None)
+        if sent is None:
+            return False
+        self.by_tenant.remove(sent.tenant, sent.num_tokens)
+        return True
 
     def ended(self, request_id: str) -> None:
-        self.unfinished.pop(request_id, None)
+        self.prefilled(request_id)
         self._unseen.pop(request_id, None)
         self.num_sequences -= self._sequences.pop(request_id, 0)
 
-    def report(self, waiting_prefill_tokens: int, num_in_flight: int) -> None:
+    def close(self) -> None:
+        """Its replica is gone, and what was sent there with it."""
+        for request_id in list(self.unfinished):
+            self.ended(request_id)
+
+    def report(
+        self, waiting_prefill_tokens: int, num_waiting: int, num_in_flight: int, free_tokens: int
+    ) -> None:
         """What the replica has beyond our dispatches, others sent; what it has less of, it has computed already."""
+        self.free_tokens = free_tokens
         self._see()
         seen = [sent for name, sent in self.unfinished.items() if name not in self._unseen]
         num_expected = sum(sent.num_tokens for sent in seen)
         self.others_tokens = max(0, waiting_prefill_tokens - num_expected)
+        num_prefills = num_waiting + 1  # one is running
+        self.num_others = max(1, num_prefills - len(seen)) if self.others_tokens else 0
         _set_progress(seen, max(0, num_expected - waiting_prefill_tokens))
         num_seen = self.num_sequences - sum(self._sequences[name] for name in self._unseen)
         self.others_sequences = max(0, num_in_flight - num_seen)

@@ -1,45 +1,45 @@
-"""Who holds which digest: one bit a replica in every digest's mask. The tables under `prefix_index.py`.
+"""Which replica owns which bit of the index's masks, and what each bit's life is. The tables under `prefix_index.py`.
 
 A replica owns one bit, its *slot*. To lose a replica, or all that it holds, is to take its bit out of the live mask,
-at once; the bit is swept out of the digests' masks a little at every later change, and only then given to another.
+at once; a pass over the tables sweeps it out of the digests' masks, a little at every later change, and only then is
+it given to another.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-_SWEEP_AT_LEAST = 16  # stale entries that every change removes; twice its own size if that is more
+from router.holder_table import HolderTable
+
+_SWEEP_AT_LEAST = 64  # digests that every change moves; twice its own size if that is more
 
 
 @dataclass(slots=True, eq=False)
 class Slot:
-    """One generation of one replica. `held` is its truth per medium, `expected` names the dispatch behind each."""
+    """One generation of one replica."""
 
     replica: str
     bit: int
     synced: bool = False  # what it holds counts
     overfull: bool = False  # it held more than the bound: nothing of it counts until the next snapshot
-    held: dict[str, set[bytes]] = field(default_factory=dict)
-    expected: dict[bytes, int] = field(default_factory=dict)
-
-    def num_held(self) -> int:
-        return sum(map(len, self.held.values()))
+    num_held: int = 0  # blocks, each medium's counted
+    expected: dict[bytes, int] = field(default_factory=dict)  # by how many dispatches
 
 
 class ReplicaSlots:
-    """`exact` and `expected` map a digest to the bits of those that hold it or soon will, stale bits included."""
-
     def __init__(self) -> None:
-        self.exact: dict[bytes, int] = {}
-        self.expected: dict[bytes, int] = {}
         self.live = 0  # bits of connected replicas
         self.synced = 0  # those among them whose exact entries count
+        self._exact: dict[str, HolderTable] = {}  # by medium
+        self._expected = HolderTable()
+        self._tables = [self._expected]  # all of them
         self._current: dict[str, Slot] = {}
-        self._owners: dict[int, Slot] = {}  # of every bit in use, stale ones included
+        self._owners: dict[int, str] = {}  # of every bit in use, stale ones included
         self._free_bits: list[int] = []
-        self._stale: deque[Slot] = deque()
+        self._stale = 0  # bits that wait for the next pass
+        self._leaving = 0  # bits that the present pass leaves behind
 
     def __getitem__(self, replica: str) -> Slot:
         return self._current[replica]
@@ -48,14 +48,30 @@ class ReplicaSlots:
         return self._current.get(replica)
 
     def owner(self, bit: int) -> str:
-        return self._owners[bit].replica
+        return self._owners[bit]
+
+    @property
+    def num_entries(self) -> int:
+        return sum(map(len, self._tables))
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(table.num_bytes for table in self._tables)
+
+    def holding(self, digest: bytes) -> int:
+        """The bits of the connected replicas that hold this block or soon will."""
+        exact = 0
+        for table in self._exact.values():
+            exact |= table.holders(digest)
+        return self.live & (exact & self.synced | self._expected.holders(digest))
 
     # Generations
 
     def take(self, replica: str) -> Slot:
         assert replica not in self._current, f"replica {replica} has a slot already"
         bit = self._free_bits.pop() if self._free_bits else 1 << len(self._owners)
-        slot = self._current[replica] = self._owners[bit] = Slot(replica, bit)
+        self._owners[bit] = replica
+        slot = self._current[replica] = Slot(replica, bit)
         self.live |= bit
         return slot
 
@@ -66,9 +82,9 @@ class ReplicaSlots:
     def renew(self, replica: str) -> Slot:
         """A new generation that holds nothing, is not synced, and of which the same is expected."""
         old = self._current.pop(replica)
-        new = self.take(replica)  # before the old bit is swept and free, so that they differ
-        for digest in old.expected:
-            self.expected[digest] ^= old.bit | new.bit
+        new = self.take(replica)  # before the old bit is free, so that they differ
+        self._expected.remove(old.expected, old.bit)
+        self._expected.add(old.expected, new.bit)
         new.expected, old.expected = old.expected, {}
         self._retire(old)
         return new
@@ -76,8 +92,15 @@ class ReplicaSlots:
     def _retire(self, slot: Slot) -> None:
         self.live &= ~slot.bit
         self.synced &= ~slot.bit
-        self._stale.append(slot)
-        self.sweep(0)
+        if slot.num_held or slot.expected:
+            self._stale |= slot.bit
+            self.sweep(0)
+        else:
+            self._free(slot.bit)
+
+    def _free(self, bit: int) -> None:
+        del self._owners[bit]
+        self._free_bits.append(bit)
 
     def sync(self, slot: Slot) -> None:
         slot.synced = True
@@ -85,95 +108,102 @@ class ReplicaSlots:
 
     # Entries
 
-    def hold(self, slot: Slot, digests: Iterable[bytes], medium: str) -> None:
-        """What was expected among them is expected no longer: it has come true."""
-        held, exact, expected, bit = slot.held.setdefault(medium, set()), self.exact, slot.expected, slot.bit
-        before = len(held)
-        for digest in digests:
-            held.add(digest)
-            exact[digest] = exact.get(digest, 0) | bit
-            if digest in expected:
-                self.expect_no_more(slot, digest)
-        self.sweep(len(held) - before)
+    def hold(self, slot: Slot, digests: Sequence[bytes], medium: str) -> None:
+        table = self._exact.get(medium)
+        if table is None:
+            table = self._exact[medium] = HolderTable()
+            self._tables.append(table)
+        slot.num_held += table.add(digests, slot.bit)
+        self.sweep(len(digests))
 
-    def drop(self, slot: Slot, digests: Iterable[bytes], medium: str) -> None:
+    def drop(self, slot: Slot, digests: Sequence[bytes], medium: str) -> None:
         """Those that it does not hold on that medium are passed over."""
-        held, exact = slot.held.get(medium, set()), self.exact
-        elsewhere = [others for other, others in slot.held.items() if other != medium and others]
+        table = self._exact.get(medium)
+        if table is not None:
+            slot.num_held -= table.remove(digests, slot.bit)
+            self.sweep(len(digests))
+
+    def expect(self, slot: Slot, digests: Sequence[bytes]) -> None:
+        """One dispatch more will make these true."""
+        counts = slot.expected
         for digest in digests:
-            if digest in held:
-                held.remove(digest)
-                if not elsewhere or not any(digest in others for others in elsewhere):
-                    _clear(exact, digest, slot.bit)
+            counts[digest] = counts.get(digest, 0) + 1
+        self._expected.add(digests, slot.bit)
+        self.sweep(len(digests))
 
-    def expect(self, slot: Slot, digests: Iterable[bytes], number: int) -> list[bytes]:
-        """Those that it does not hold yet are expected from now on, under this dispatch's number."""
-        bit, exact, expected = slot.bit, self.exact, self.expected
-        missing = [digest for digest in digests if not exact.get(digest, 0) & bit]
-        for digest in missing:
-            slot.expected[digest] = number
-            expected[digest] = expected.get(digest, 0) | bit
-        self.sweep(len(missing))
-        return missing
+    def expect_no_more(self, slot: Slot, digests: Sequence[bytes]) -> None:
+        """One dispatch less. Each of these must be expected."""
+        counts, unexpected = slot.expected, []
+        for digest in digests:
+            left = counts[digest] - 1
+            if left:
+                counts[digest] = left
+            else:
+                del counts[digest]
+                unexpected.append(digest)
+        self._expected.remove(unexpected, slot.bit)
 
-    def expect_no_more(self, slot: Slot, digest: bytes) -> None:
-        del slot.expected[digest]
-        _clear(self.expected, digest, slot.bit)
-
-    # Stale slots
+    # Stale bits
 
     def sweep(self, num_changes: int) -> None:
-        """Take some stale entries out, faster than changes add new ones, so that memory stays bounded."""
+        """Move faster than changes add new entries, so that memory stays within twice what the living hold."""
         budget = max(_SWEEP_AT_LEAST, 2 * num_changes)
-        while self._stale and budget > 0:
-            slot = self._stale[0]
-            budget -= self._sweep_slot(slot, budget)
-            if not slot.held and not slot.expected:
-                self._stale.popleft()
-                del self._owners[slot.bit]
-                self._free_bits.append(slot.bit)
+        if not self._leaving:
+            self._begin_pass()
+        while self._leaving and budget > 0:
+            for table in self._tables:
+                budget -= table.sweep(budget)
+            if not any(table.moving for table in self._tables):
+                self._end_pass()
+                self._begin_pass()
 
-    def _sweep_slot(self, slot: Slot, budget: int) -> int:
-        """Take up to `budget` entries of a stale slot out; returns how many."""
-        swept = 0
-        while slot.expected and swept < budget:
-            _clear(self.expected, slot.expected.popitem()[0], slot.bit)
-            swept += 1
-        while slot.held and swept < budget:
-            medium, held = next(iter(slot.held.items()))
-            if held:
-                _clear(self.exact, held.pop(), slot.bit)
-                swept += 1
-            else:
-                del slot.held[medium]
-        return swept
+    def _begin_pass(self) -> None:
+        self._leaving, self._stale = self._stale, 0
+        if self._leaving:
+            for table in self._tables:
+                table.begin_pass(self._leaving)
+
+    def _end_pass(self) -> None:
+        for bit in _bits_of(self._leaving):
+            self._free(bit)
+        self._leaving = 0
 
     def check_integrity(self) -> None:
-        """Recompute every mask from the slots; for tests."""
-        exact: dict[bytes, int] = {}
-        expected: dict[bytes, int] = {}
-        for slot in [*self._current.values(), *self._stale]:
-            for digest in set().union(*slot.held.values()):
-                exact[digest] = exact.get(digest, 0) | slot.bit
-            for digest in slot.expected:
-                expected[digest] = expected.get(digest, 0) | slot.bit
-            assert self._owners.get(slot.bit) is slot, "a bit belongs to its slot alone"
-        assert exact == self.exact, "the masks differ from what the replicas hold"
-        assert expected == self.expected, "the masks differ from what is expected of the replicas"
+        """Count every bit again; for tests."""
+        known, counts = sum(self._owners), defaultdict[int, int](int)
+        for table in self._exact.values():
+            for bit in self._every_bit(table, known):
+                counts[bit] += 1
+        expected = defaultdict[int, int](int)
+        for bit in self._every_bit(self._expected, known):
+            expected[bit] += 1
+        for replica, slot in self._current.items():
+            assert self._owners.get(slot.bit) == slot.replica == replica, "a bit belongs to its replica alone"
+            assert counts[slot.bit] == slot.num_held, "a replica holds what is counted"
+            assert expected[slot.bit] == len(slot.expected), "what is expected has its bit"
+            assert all(self._expected.holders(digest) & slot.bit for digest in slot.expected), (
+                "a wrong block has it"
+            )
         assert self.live == sum(slot.bit for slot in self._current.values()), "the live mask is wrong"
         synced = sum(slot.bit for slot in self._current.values() if slot.synced)
         assert self.synced == synced, "the synced mask is wrong"
-        assert len(self._owners) == len(self._current) + len(self._stale), "a bit in use has no slot"
+        assert known == self.live | self._stale | self._leaving, "a bit in use has no state"
+        assert known == self.live + self._stale + self._leaving, "a bit in use has two"
         assert not set(self._free_bits) & set(self._owners), "a bit in use is free"
-        for replica, slot in self._current.items():
-            assert slot.replica == replica, "a slot is filed under its replica"
-            held: set[bytes] = set().union(*slot.held.values())
-            assert not held & set(slot.expected), "what is held is not expected any more"
+
+    @staticmethod
+    def _every_bit(table: HolderTable, known: int) -> list[int]:
+        assert table.moved.keys().isdisjoint(table.moving), "a digest stands on both sides of the pass"
+        masks = [*table.moved.values(), *table.moving.values()]
+        assert all(mask and not mask & ~known for mask in masks), "a mask names nobody, or somebody unknown"
+        bits = [bit for mask in masks for bit in _bits_of(mask)]
+        assert len(bits) == table.num_pairs, "the pairs are counted wrongly"
+        return bits
 
 
-def _clear(masks: dict[bytes, int], digest: bytes, bit: int) -> None:
-    rest = masks.get(digest, 0) & ~bit
-    if rest:
-        masks[digest] = rest
-    else:
-        masks.pop(digest, None)
+def _bits_of(mask: int) -> list[int]:
+    bits = []
+    while mask:
+        bits.append(mask & -mask)
+        mask &= mask - 1
+    return bits

@@ -6,7 +6,7 @@ dispatcher, which alone decides about requests.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from protocol.handshake import HelloRefused
@@ -25,11 +25,13 @@ from protocol.token_rows import TokenRows
 from protocol.tokens import unpack_tokens
 from router.agreement import Agreement
 from router.deployment import Deployment
-from router.generation import Generation, Placement
+from router.generation import Death, Generation, Placement
 from router.index_feed import IndexFeed
 from router.prefill_board import PrefillBoard
 from router.prefix_index import IndexState, PrefixIndex
+from router.replica_drain import ReplicaDrain
 from router.replica_link import ReplicaLink, ToListener
+from router.replica_work import ReplicaWork
 from router.router_config import RouterConfig
 from router.router_status import ReplicaStatus
 
@@ -37,7 +39,13 @@ from router.router_status import ReplicaStatus
 class ViewOwner(Protocol):
     def replica_ready(self) -> None: ...
 
+    def replica_back(self, view: ReplicaView) -> None: ...  # connected, or it steps again
+
     def replica_lost(self, view: ReplicaView, reason: str) -> None: ...
+
+    def replica_hung(self, view: ReplicaView, reason: str) -> None: ...
+
+    def drain_overdue(self, view: ReplicaView) -> None: ...
 
     def deliver(self, view: ReplicaView, output: SequenceOutput) -> None: ...
 
@@ -59,31 +67,58 @@ class ReplicaView:
     ) -> None:
         self.info = info
         self.incarnation = info.incarnation  # the highest ever met
-        self.live: dict[str, Generation] = {}  # by wire id
         self.welcome: Welcome | None = None  # of the present connection
-        self.leaving = False  # on purpose: what it loses now is no death
+        self.leaving = False
         self._config = config
         self._deployment = deployment
         self._index = index
-        self._board = board
         self._owner = owner
         self._clock = clock
         self._link: ReplicaLink | None = None
         self._feed: IndexFeed | None = None
-        self._reported: Load | None = None  # over the present connection
+        self._work = ReplicaWork(
+            info.replica_id, deployment, board, config.hang_timeout_s, self._hangs, clock
+        )
         self._rows = TokenRows()
         self._agreement = Agreement(config.resync_interval_s)
         self._refuses_new = False  # it said so itself, before the controller did
+        self._drain: ReplicaDrain | None = None  # asked for at this router
+        self._life = info.incarnation  # of the latest connection
 
     @property
     def replica_id(self) -> str:
         return self.info.replica_id
 
     @property
+    def live(self) -> Mapping[str, Generation]:
+        """By wire id."""
+        return self._work.live
+
+    @property
+    def reported(self) -> Load | None:
+        """Its own latest word, over the present connection."""
+        return self._work.reported
+
+    @property
     def accepting(self) -> bool:
         """New requests may be sent there."""
         ready = self.welcome is not None and self.info.state is ReplicaState.READY
-        return ready and not self.leaving and not self._refuses_new
+        return ready and not (self.departing or self._refuses_new or self._work.hung_s is not None)
+
+    @property
+    def departing(self) -> bool:
+        """On purpose: what it loses now is no death."""
+        return self.leaving or self._drain is not None or self.info.state is ReplicaState.DRAINING
+
+    @property
+    def overdue(self) -> bool:
+        """Its drain has lasted longer than it was given."""
+        return self._drain is not None and self._drain.overdue
+
+    @property
+    def life(self) -> Death:
+        """What has died if it is lost now."""
+        return self.replica_id, self._life
 
     # Membership
 
@@ -97,6 +132,10 @@ class ReplicaView:
             await self._disconnect()
         if info != old:
             self._refuses_new = False
+        if info.state is ReplicaState.READY and (
+            old.state is not ReplicaState.READY or info.incarnation > old.incarnation
+        ):
+            self._stop_draining()
         if info.state in (ReplicaState.READY, ReplicaState.DRAINING):
             self._connect()
         else:
@@ -108,6 +147,20 @@ class ReplicaView:
         """Its live requests move; nothing of it is left in the index."""
         self.leaving = True
         await self._disconnect()
+        self._stop_draining()
+
+    async def drain(self, deadline_s: float) -> bool:
+        """No new requests from now on. True: nothing is live here; False: the controller called it off."""
+        if self._drain is None:
+            self._drain = ReplicaDrain(lambda: self._owner.drain_overdue(self))
+        if not self.live:
+            self._drain.finish()
+        return await self._drain.wait(deadline_s)
+
+    def _stop_draining(self) -> None:
+        drain, self._drain = self._drain, None
+        if drain is not None:
+            drain.call_off()
 
     def _connect(self) -> None:
         host, port = self.info.host, self.info.port
@@ -131,16 +184,17 @@ class ReplicaView:
             )
 
     def connected(self, welcome: Welcome) -> None:
-        self.welcome, self.incarnation = welcome, welcome.incarnation
+        self.welcome, self.incarnation, self._life = welcome, welcome.incarnation, welcome.incarnation
         self._index.connect(self.replica_id)
         self._feed = IndexFeed(self._index, self.replica_id)
         self._rows = TokenRows()
-        self._board.add(self.replica_id)
-        if self.accepting:
-            self._owner.replica_ready()
+        self._work.connected()
+        self._owner.replica_back(self)
 
     def received(self, message: ToListener) -> None:
         assert self._feed is not None, "messages come over a connection"
+        if isinstance(message, StepFrame) and self._work.stepped():
+            self._owner.replica_back(self)
         if isinstance(message, SnapshotChunk):
             self._feed.chunk(message)
         elif isinstance(message, StepFrame):
@@ -149,50 +203,31 @@ class ReplicaView:
                 message.outputs, unpack_tokens(message.rows), unpack_tokens(message.tokens)
             ):
                 self._owner.deliver(self, output)
-            self._report(message.load)  # after the first tokens: it does not contain their prefills any more
+            self._work.report(
+                message.load
+            )  # after the first tokens: it does not contain their prefills any more
         else:
             self._owner.reject(self, message)
 
-    def _report(self, load: Load) -> None:
-        self._reported = load
-        self._board.report(
-            self.replica_id,
-            waiting_prefill_tokens=load.waiting_prefill_tokens,
-            num_in_flight=load.num_running + load.num_waiting,
-            speeds=load.speeds,
-            utilization=load.prefill_utilization,
-            now_s=self._clock(),
-        )
-
     def lost(self, reason: str) -> None:
-        self.welcome = self._feed = self._reported = None
+        self.welcome = self._feed = None
         self._index.disconnect(self.replica_id)
-        self._board.remove(self.replica_id)
+        self._work.lost()
         self._owner.replica_lost(self, reason)
 
     # What the dispatcher does with it
 
     def submit(self, generation: Generation, placement: Placement) -> None:
         assert self._link is not None, "a candidate is connected"
-        wire_id, now_s = placement.wire_id, self._clock()
-        message = generation.submit(wire_id, now_s)
-        num_cached = placement.decision.matched_tokens
-        num_tokens = generation.num_prompt_tokens + generation.num_generated_tokens
-        self._board.dispatched(
-            self.replica_id,
-            wire_id,
-            num_uncached=max(0, num_tokens - num_cached),
-            num_cached=num_cached,
-            now_s=now_s,
-            num_sequences=message.num_live_sequences,
-        )
-        self.live[wire_id] = generation
+        message = generation.submit(placement.wire_id, self._clock())
+        self._work.begin(generation, message, placement.decision.matched_tokens)
         self._link.send(message)
 
     def drop(self, wire_id: str, *, cancel: bool) -> None:
         """The request is no longer live here; `cancel`: the replica does not know that yet."""
-        self.live.pop(wire_id, None)
-        self._board.ended(self.replica_id, wire_id)
+        self._work.end(wire_id)
+        if self._drain is not None and not self.live:
+            self._drain.finish()
         if cancel and self._link is not None:
             self._link.send(Cancel(wire_id))
 
@@ -202,7 +237,10 @@ class ReplicaView:
 
     def settle(self, wire_id: str) -> None:
         """Its first token has come: its prefill is over."""
-        self._board.prefilled(self.replica_id, wire_id)
+        self._work.prefilled(wire_id)
+
+    def _hangs(self, idle_s: float) -> None:
+        self._owner.replica_hung(self, f"no step for {idle_s:.0f} s")
 
     def refuse_new(self) -> None:
         self._refuses_new = True
@@ -233,8 +271,15 @@ class ReplicaView:
             index=index.state(self.replica_id),
             num_indexed_blocks=index.num_blocks(self.replica_id),
             num_live_requests=len(self.live),
-            prefill_tokens=0 if self.welcome is None else self._board.waiting_prefill_tokens(self.replica_id),
-            load=self._reported,
+            prefill_tokens=0 if self.welcome is None else self._work.waiting_prefill_tokens,
+            load=self._work.reported,
             workers=self.info.workers,
-            detail=self.info.detail or ("" if self._link is None else self._link.detail),
+            detail=self._detail,
+            accepting=self.accepting,
         )
+
+    @property
+    def _detail(self) -> str:
+        if self._work.hung_s is not None:
+            return f"no step for {self._work.hung_s:.0f} s"
+        return self.info.detail or ("" if self._link is None else self._link.detail)

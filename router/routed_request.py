@@ -6,6 +6,7 @@ import enum
 from dataclasses import dataclass, field
 
 from protocol.sampling import SamplingParams
+from protocol.tokens import TOKEN_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +18,12 @@ class RoutedRequest:
     affinity: str | None = None  # a session or prompt_cache_key: breaks ties
     priority: int = 0  # lower is earlier
     deadline_s: float | None = None  # from now
+    tenant: bytes = b""  # between whom replicas are shared fairly: an opaque id, never a key
+    weight: float = 1.0  # the tenant's share against others' of 1
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return len(self.token_ids) // TOKEN_BYTES
 
 
 class Reason(enum.Enum):

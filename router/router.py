@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
+from protocol.demand import RouterDemand
 from protocol.deployment_secrets import DeploymentSecrets
 from protocol.errors import Draining, ReplicaLost
 from protocol.membership import ReplicaInfo
@@ -87,6 +88,15 @@ class Router:
         await view.aclose()
         del self._views[replica]
 
+    async def drain_replica(self, replica_id: str, deadline_s: float) -> bool:
+        """No new requests there from now on; live ones may end until the deadline, then they go on elsewhere.
+
+        True once none is left, or there is no such replica. False: the controller named it ready again meanwhile.
+        With nowhere to go, a request stays beyond the deadline, until it can move or has ended.
+        """
+        view = self._views.get(replica_id)
+        return view is None or await view.drain(deadline_s)
+
     # Requests
 
     @asynccontextmanager
@@ -146,6 +156,17 @@ class Router:
         self._max_model_len = min(lengths, default=self._max_model_len)
         return self._max_model_len
 
+    def demand(self) -> RouterDemand:
+        spent, sent = self._board.prefill_rates(self._clock())
+        loads = ((view.replica_id, view.reported) for view in self._views.values())
+        return RouterDemand(
+            loads=tuple((replica, load) for replica, load in loads if load is not None),
+            prefill_spent=spent,
+            prefill_sent=sent,
+            num_requests=self.counters.requests,
+            num_waiting=self._dispatcher.num_waiting,
+        )
+
     def status(self) -> RouterStatus:
         return RouterStatus(
             router_id=self._config.router_id,
@@ -157,6 +178,9 @@ class Router:
             num_live_requests=self._dispatcher.num_live,
             num_waiting_requests=self._dispatcher.num_waiting,
             replicas=tuple(view.status() for view in self._views.values()),
+            num_queued_tokens=self._dispatcher.num_queued_tokens,
+            max_queued_tokens=self._dispatcher.max_queued_tokens,
+            num_index_bytes=self._index.num_bytes,
         )
 
     async def aclose(self) -> None:
@@ -166,3 +190,4 @@ class Router:
         async with self._membership_lock:
             for replica in list(self._views):
                 await self._remove(replica)
+        self._dispatcher.close()

@@ -5,12 +5,21 @@ Filled in by `router.py`, `dispatcher.py` and `replica_view.py`; shown by `metri
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass, field
 
 from protocol.membership import ReplicaState, WorkerInfo
 from protocol.messages import Load
 from router.prefix_index import IndexState
 from router.routed_request import Decision, Reason
+
+
+class Refusal(enum.Enum):
+    """Which bound was reached when a request was turned away."""
+
+    QUEUED_TOKENS = "queued_tokens"
+    LIVE_REQUESTS = "live_requests"
+    WAITING_REQUESTS = "waiting_requests"  # while no replica is ready
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +34,8 @@ class ReplicaStatus:
     prefill_tokens: int  # uncached, outstanding
     load: Load | None  # its last report
     workers: tuple[WorkerInfo, ...]
-    detail: str  # why it is not connected, or the controller's own word
+    detail: str  # why it is not connected, that it hangs, or the controller's own word
+    accepting: bool = True  # new requests may go there
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +49,9 @@ class RouterStatus:
     num_live_requests: int  # waiting ones included
     num_waiting_requests: int
     replicas: tuple[ReplicaStatus, ...]
+    num_queued_tokens: int = 0  # uncached ones of prompts that this router took and that are not computed yet
+    max_queued_tokens: int | None = None  # beyond it requests are refused; None: no replica, no such bound
+    num_index_bytes: int = 0  # that the prefix index takes
 
 
 @dataclass(slots=True)
@@ -49,15 +62,26 @@ class RouterCounters:
     finished: int = 0
     cancelled: int = 0  # left before they had finished
     failed: int = 0  # ended by an error after they had been accepted
-    overloaded: int = 0  # turned away
+    refused: dict[Refusal, int] = field(default_factory=lambda: dict.fromkeys(Refusal, 0))
     moves: int = 0
-    replica_losses: int = 0
+    replica_losses: int = 0  # not those on purpose
+    hangs: int = 0  # replicas that had work and took no step for too long
+    fatal_requests: int = 0  # stopped because one replica after the other died while it ran them
     resyncs: int = 0  # snapshots forced because predictions and reports disagreed
     decisions: dict[Reason, int] = field(default_factory=lambda: dict.fromkeys(Reason, 0))
     prompt_tokens: int = 0  # of requests whose first token has come and that were not moved before
     predicted_cached_tokens: int = 0  # of the same
     actual_cached_tokens: int = 0
     best_available_cached_tokens: int = 0  # the longest match on any ready replica
+    regret_tokens: int = 0  # of the same requests, each one's best available less actual where that is more
+    mispredicted_tokens: int = (
+        0  # of the same, too many and too few alike: they do not make up for each other
+    )
+
+    @property
+    def overloaded(self) -> int:
+        """Turned away, for whatever reason."""
+        return sum(self.refused.values())
 
     def compare(self, num_prompt_tokens: int, decision: Decision, actual: int) -> None:
         """One request's first token has come, and with it what was really cached of its prompt."""
@@ -65,3 +89,5 @@ class RouterCounters:
         self.predicted_cached_tokens += decision.matched_tokens
         self.actual_cached_tokens += actual
         self.best_available_cached_tokens += decision.best_matched_tokens
+        self.regret_tokens += max(0, decision.best_matched_tokens - actual)
+        self.mispredicted_tokens += abs(decision.matched_tokens - actual)

@@ -9,9 +9,11 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Coroutine
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from protocol import __version__
+from protocol.block_hash import ALGORITHM
+from protocol.demand import RouterDemand
 from protocol.membership import Membership
 from protocol.messages import Identity
 from protocol.model_source import ModelSource, resolve_model
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from router.http.http_server import HttpServer
     from router.router import Router
 
+T = TypeVar("T")
 CLOSE_GRACE_S = 1.0  # for connections when nothing was drained
 
 
@@ -29,7 +32,7 @@ class RouterService:
     """`run` on a loop of its own; everything else may be called from any thread."""
 
     def __init__(self, launch: RouterLaunch, memberships: AsyncIterator[Membership]) -> None:
-        check_bind(launch.host, launch.api_keys)
+        check_bind(launch.host, launch.api_keys, anybody=launch.no_api_key)
         self.address: Future[tuple[str, int]] = Future()  # of the listening socket
         self._launch = launch
         self._memberships = memberships
@@ -48,7 +51,7 @@ class RouterService:
                 self.address.set_exception(error)
             raise
 
-    def call(self, work: Coroutine[Any, Any, None]) -> Future[None]:
+    def call(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         """Have the service's own loop do something."""
         self.address.result()
         assert self._loop is not None, "a service that listens has a loop"
@@ -60,6 +63,15 @@ class RouterService:
         self._router.drain()
         await self._server.aclose(grace_s)
 
+    async def drain_replica(self, replica_id: str, deadline_s: float) -> bool:
+        """See `Router.drain_replica`."""
+        assert self._router is not None, "a service that listens has a router"
+        return await self._router.drain_replica(replica_id, deadline_s)
+
+    async def demand(self) -> RouterDemand:
+        assert self._router is not None, "a service that listens has a router"
+        return self._router.demand()
+
     def close(self) -> None:
         """End `run`; what still runs is cut off. A second call does nothing."""
         if self._loop is not None and not self._loop.is_closed():
@@ -70,8 +82,15 @@ class RouterService:
         from router.router_config import RouterConfig
 
         source = await asyncio.to_thread(self._source)
-        identity = Identity(source.name, source.model_digest, source.tokenizer_digest)
-        self._router = Router(RouterConfig(self._launch.router_id), identity, self._launch.secrets)
+        identity = Identity(
+            source.name,
+            source.model_digest,
+            source.tokenizer_digest,
+            hash_algorithm=ALGORITHM,
+            template_digest=source.template_digest,
+        )
+        config = RouterConfig(self._launch.router_id, admission_timeout_s=self._launch.admission_timeout_s)
+        self._router = Router(config, identity, self._launch.secrets)
         following = asyncio.create_task(self._follow(self._router))
         try:
             self._server = await self._listen(self._router, source)

@@ -31,11 +31,13 @@ class Weighing:
     ) -> tuple[Sequence[bytes], RoutingRequest, ReplicaColumns]:
         """The prompt's digests, and what the policy takes for the replicas that are ready."""
         digests, matched = self._match(generation)
-        loads = self._board.columns(self._clock(), ready)
+        asked = generation.request
+        loads = self._board.columns(self._clock(), ready, asked.tenant, asked.weight)
         routing = RoutingRequest(
             generation.num_prompt_tokens + generation.num_generated_tokens,
             [matched.get(replica, 0) for replica in loads.replicas],
             generation.request.affinity,
+            generation.request.priority,
         )
         return digests, routing, loads
 

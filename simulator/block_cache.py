@@ -17,11 +17,11 @@ from simulator.holders import Holders
 class BlockCache:
     """Blocks in use are pinned. A pin of a block pins the ones before it too, so leaves are always free first."""
 
-    __slots__ = ("_capacity", "_free", "_holders", "_pins", "_replicas")
+    __slots__ = ("_free", "_holders", "_pins", "_replicas", "capacity")
 
     def __init__(self, capacity: int, holders: Holders, replicas: Sequence[int]) -> None:
         assert capacity > 0, "a cache needs at least one block"
-        self._capacity = capacity  # in blocks
+        self.capacity = capacity  # in blocks
         self._holders = holders  # told of every block that comes or goes
         self._replicas = replicas  # whose cache this is
         self._pins: dict[int, int] = {}  # every cached block -> how many use it
@@ -59,7 +59,7 @@ class BlockCache:
             self._pins[block] = users
             if users == 0:
                 self._free[block] = None
-        while len(self._pins) > self._capacity and self._free:
+        while len(self._pins) > self.capacity and self._free:
             self._evict()
 
     def insert(self, blocks: Sequence[int], num_pinned: int) -> None:
@@ -68,7 +68,7 @@ class BlockCache:
             if block in self._pins:
                 self.pin((block,))
                 continue
-            if len(self._pins) >= self._capacity and self._free:
+            if len(self._pins) >= self.capacity and self._free:
                 self._evict()
             self._pins[block] = 1
             for replica in self._replicas:
@@ -88,7 +88,7 @@ class BlockCache:
             self._holders.discard(block, replica)
 
     def check_integrity(self) -> None:
-        assert len(self._pins) <= self._capacity or not self._free, (
+        assert len(self._pins) <= self.capacity or not self._free, (
             "unused blocks beyond what there is room for"
         )
         unused = {block for block, users in self._pins.items() if users == 0}

@@ -1,6 +1,7 @@
-"""What a router in front of the simulated replicas can know, kept exact and without delay. Read by the policies.
+"""What one router in front of the simulated replicas can know. Read by its policy.
 
-Loads count from the dispatch. Changed by `simulation.py` alone; knows no policy and no order.
+Counts are of what this router sent, from the dispatch on; what others sent shows in the loads that replicas report.
+Changed by `simulation.py` alone; knows no policy and no order.
 """
 
 from __future__ import annotations
@@ -8,28 +9,41 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
+from protocol.events import KvEvent
+from protocol.messages import Load
 from simulator.block_cache import BlockCache
 from simulator.holders import Holders
-from simulator.replica import Replica
 from simulator.service_model import ServiceModel
+from simulator.simulated_replica import SimulatedReplica
 from simulator.trace import BLOCK_TOKENS, TraceRequest
 
 
 class Fleet:
     """All lists are by replica."""
 
-    def __init__(self, num_replicas: int, cache_blocks: int, model: ServiceModel, seed: int) -> None:
+    def __init__(
+        self,
+        num_replicas: int,
+        cache_blocks: int,
+        model: ServiceModel,
+        seed: int,
+        cached: Holders | None = None,
+    ) -> None:
         self.num_replicas = num_replicas
         self.cache_blocks = cache_blocks  # of each
-        self.model = model
+        self.model = model  # of a replica that nothing slows
         self.rng = random.Random(seed)
         self.now_s = 0.0
-        self.cached = Holders(num_replicas)
+        self.cached = (
+            Holders(num_replicas) if cached is None else cached
+        )  # all routers' knowledge is the same
+        self.loads: list[Load | None] = [None] * num_replicas  # as reported last
+        self.events: list[Sequence[KvEvent]] = [()] * num_replicas  # of exact replicas, with that report
         self.in_flight = [0] * num_replicas  # requests sent there that have not ended
         self.prefilling = [0] * num_replicas  # of these, those whose prefill has not ended
         self.queued_tokens = [0] * num_replicas  # uncached, of these, as predicted when each was sent
         self.active_blocks = [0] * num_replicas  # of the prompts and outputs of those in flight
-        self.replicas: Sequence[Replica] = ()
+        self.replicas: Sequence[SimulatedReplica] = ()
         self._uncached: dict[int, int] = {}  # request in prefill -> its share of queued_tokens
         self._matched: tuple[int, list[int]] = (-1, [])  # the request that was matched last
 

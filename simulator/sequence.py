@@ -6,6 +6,7 @@ Made by `simulation.py`, kept by `replica.py`. It has just what the orders read,
 from __future__ import annotations
 
 from array import array
+from functools import cache
 from typing import cast
 
 from protocol.sampling import SamplingParams
@@ -14,7 +15,12 @@ from workers.scheduling.live_request import LiveRequest
 from workers.scheduling.request import Request
 from workers.scheduling.sequence import Sequence
 
-_ANY = Request("simulated", b"\0\0\0\0", SamplingParams(max_tokens=1))  # orders read its priority alone
+
+@cache
+def _request(tenant: str, priority: int) -> Request:
+    """All that orders read of a request."""
+    sampling = SamplingParams(max_tokens=1)
+    return Request("simulated", b"\0\0\0\0", sampling, priority=priority, tenant=tenant.encode())
 
 
 class SimulatedSequence(Sequence):
@@ -24,10 +30,11 @@ class SimulatedSequence(Sequence):
 
     def __init__(self, request: TraceRequest) -> None:
         self.request = request
-        self.live = LiveRequest(_ANY, request.index, request.arrival_s)
+        self.live = LiveRequest(_request(request.tenant, request.priority), request.index, request.arrival_s)
         self.index = 0
         self.row: int | None = None
         self.tokens = cast("array[int]", range(request.num_tokens))  # only its length is read
+        self.num_charged = request.num_tokens
         self.waiting_since_s = request.arrival_s
         self.blocks = request.blocks
         self.backlog_tokens = 0  # still to be prefilled, its cached blocks left out
@@ -36,3 +43,8 @@ class SimulatedSequence(Sequence):
         self.remaining_s = 0.0  # of its prefill, on an otherwise idle replica
         self.prefill_s = 0.0  # that it has had so far, slowed by the decodes
         self.ttft_s: float | None = None
+
+    def note_output(self) -> None:
+        """It has ended: its tokens are what came and what was generated."""
+        num_tokens = self.request.num_tokens + self.request.num_output_tokens
+        self.tokens = cast("array[int]", range(num_tokens))

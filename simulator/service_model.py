@@ -1,13 +1,16 @@
 """How long a replica takes: prefill seconds, decode step seconds, and how each slows the other.
 
-The default is about a dense model of 32 billion parameters on two H100. Asked by `replica.py`, and by policies that
-price their choice in seconds. Knows no requests.
+The default is about a dense model of 32 billion parameters on two H100. Asked by `replica.py`, by `exact.py` and by
+policies that price their choice in seconds. Knows no requests.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from protocol.tokens import unpack_tokens
+from workers.step_plan import StepPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +25,22 @@ class ServiceModel:
     decode_sequence_s: float = 0.000_25  # more of it per running sequence
     mixed_step_s: float = 0.128  # instead of the first, while a prefill shares the steps
     max_running: int = 128
+    decode_context_s: float = (
+        0.0  # more of a step per token of context that its decodes read; exact replicas only
+    )
+
+    def slower(self, factor: float) -> ServiceModel:
+        """All of it takes so many times as long."""
+        return replace(
+            self,
+            prefill_s=self.prefill_s * factor,
+            token_s=self.token_s * factor,
+            token_pair_s=self.token_pair_s * factor,
+            decode_step_s=self.decode_step_s * factor,
+            decode_sequence_s=self.decode_sequence_s * factor,
+            mixed_step_s=self.mixed_step_s * factor,
+            decode_context_s=self.decode_context_s * factor,
+        )
 
     def prefill_time_s(self, cached: int, uncached: int) -> float:
         """On an otherwise idle replica."""
@@ -47,3 +66,19 @@ class ServiceModel:
         """Of one decode step, which gives each running sequence one token."""
         step_s = self.mixed_step_s if prefilling else self.decode_step_s
         return step_s + self.decode_sequence_s * num_running
+
+    def plan_s(self, plan: StepPlan) -> float:
+        """Of a step of the product's scheduler. The chunks of a prefill together take what the prefill takes.
+
+        A step with chunks costs a decode only what it slows them by: the weights are read once for both.
+        """
+        decode_s = 0.0
+        if plan.num_decodes:
+            decode_s = self.step_s(plan.num_decodes, prefilling=False)
+            if self.decode_context_s:
+                decode_s += self.decode_context_s * sum(unpack_tokens(plan.decode_starts))
+        num_tokens = sum(chunk.num_tokens for chunk in plan.chunks)
+        num_pairs = sum(chunk.num_tokens * (chunk.start + chunk.num_tokens / 2) for chunk in plan.chunks)
+        prefill_s = self.prefill_s * len(plan.starts)
+        prefill_s += self.token_s * num_tokens + self.token_pair_s * num_pairs
+        return max(decode_s, prefill_s * self.slowed(plan.num_decodes))

@@ -2,7 +2,8 @@
 
 Read by the command line and by benchmarks. The schema is that of Mooncake's public traces, one JSON object a line:
 `timestamp` in milliseconds, `input_length` and `output_length` in tokens, `hash_ids` of the prompt's blocks, each
-id standing for a block and everything before it. Knows nothing of replicas.
+id standing for a block and everything before it; and if wanted `tenant`, whose it is, and `priority`, its class.
+Knows nothing of replicas.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ class TraceRequest:
     num_tokens: int  # of the prompt
     num_output_tokens: int  # at least one
     blocks: tuple[int, ...]
+    tenant: str = ""  # between whom replicas are shared fairly
+    priority: int = 0  # lower is earlier
 
 
 def read_trace(path: Path, speed: float = 1.0) -> list[TraceRequest]:
@@ -54,6 +57,7 @@ def _row(path: Path, number: int, line: str) -> TraceRequest:
         blocks = tuple(int(block) for block in fields["hash_ids"])
         milliseconds, num_tokens = float(fields["timestamp"]), int(fields["input_length"])
         num_output_tokens = int(fields["output_length"])
+        tenant, priority = str(fields.get("tenant", "")), int(fields.get("priority", 0))
     except (ValueError, KeyError, TypeError) as error:
         raise InvalidRequest(
             f"line {number} of the trace {path} needs timestamp, input_length, output_length and hash_ids: {error!r}",
@@ -65,7 +69,8 @@ def _row(path: Path, number: int, line: str) -> TraceRequest:
             f"there must be one of hash_ids for every {BLOCK_TOKENS} tokens begun",
             param="trace",
         )
-    return TraceRequest(number, milliseconds / 1e3, num_tokens, max(1, num_output_tokens), blocks)
+    num_output_tokens = max(1, num_output_tokens)
+    return TraceRequest(number, milliseconds / 1e3, num_tokens, num_output_tokens, blocks, tenant, priority)
 
 
 def _check_chains(path: Path, rows: Sequence[TraceRequest]) -> None:
@@ -94,5 +99,5 @@ def _spread(rows: Sequence[TraceRequest], speed: float) -> list[TraceRequest]:
         share = seen[row.arrival_s] / times[row.arrival_s]
         seen[row.arrival_s] += 1
         arrival_s = (row.arrival_s - ticks[0] + share * tick_s) / speed
-        spread.append(TraceRequest(index, arrival_s, row.num_tokens, row.num_output_tokens, row.blocks))
+        spread.append(replace(row, index=index, arrival_s=arrival_s))
     return spread

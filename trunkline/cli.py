@@ -104,6 +104,9 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     )
     endpoint.add_argument("--api-key", action="append", metavar="KEY", help="may be given several times")
     endpoint.add_argument("--api-key-file", metavar="FILE", help="one key a line")
+    endpoint.add_argument(
+        "--no-api-key", action="store_true", default=None, help="whoever reaches the endpoint may ask"
+    )
     endpoint.add_argument("--served-model-name", metavar="NAME", help="what clients ask for (default: MODEL)")
     add_model_options(parser)
 
@@ -162,8 +165,11 @@ def _add_simulate(parser: argparse.ArgumentParser) -> None:
         "Run a trace of requests against simulated replicas. A line of the trace is a JSON object with timestamp (ms), "
         "input_length, output_length, and hash_ids of the prompt's blocks of 512 tokens."
     )
+    parser.add_argument("--trace", metavar="FILE", help="JSON lines, as Mooncake's public traces")
     parser.add_argument(
-        "--trace", required=True, metavar="FILE", help="JSON lines, as Mooncake's public traces"
+        "--fit",
+        metavar="REPORT",
+        help="instead of a trace: fit the model to what benchmarks/replay.py measured, and say how far off it is",
     )
     parser.add_argument(
         "--replicas",
@@ -196,6 +202,25 @@ def _add_simulate(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--block-size", type=int, default=64, metavar="TOKENS", help="of exact replicas (default: 64)"
+    )
+    parser.add_argument(
+        "--routers",
+        type=int,
+        default=1,
+        metavar="N",
+        help="that share nothing, each with its part of the requests",
+    )
+    parser.add_argument(
+        "--event-lag",
+        metavar="TIME",
+        help="by which routers hear late of the replicas, as 50ms (default: none)",
+    )
+    parser.add_argument(
+        "--slow",
+        action="append",
+        default=[],
+        metavar="REPLICA:FACTOR[@TIME]",
+        help="as 0:3@600s: the first takes three times as long from then on; may be given several times",
     )
     parser.add_argument(
         "--slo-ttft-p99", metavar="TIME", help="find the fewest replicas that keep to this, as 2s or 500ms"

@@ -7,24 +7,39 @@ import dataclasses
 import importlib
 import importlib.util
 import json
-import re
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from protocol.errors import InvalidRequest
 from simulator.comparison import Row, fewest_replicas, simulate
+from simulator.exact import ExactReplicas
+from simulator.exact_policy import EXACT_ORDERS, EXACT_POLICIES
 from simulator.policies.registry import ORDERS, POLICIES, chosen
+from simulator.prompts import check_block_size
 from simulator.simulation import Deployment
 from simulator.trace import BLOCK_TOKENS, TraceRequest, read_trace
+from trunkline.simulated_conditions import duration_s, with_conditions
 
+EXACT, FIDELITIES = "exact", ("fluid", "exact")
 HEADINGS = ("POLICY", "ORDER", "REPLICAS", "MEAN TTFT s", "P50 s", "P99 s", "HIT %", "BUSY %")
 
 
 def run(options: argparse.Namespace) -> int:
-    deployment = deployment_from(options)
     for file in filter(None, (options.json, options.plot)):
         _check_writable(file)
+    if (options.trace is None) == (options.fit is None):
+        raise InvalidRequest("give either --trace, or a measured report with --fit", param="--trace")
+    if options.fit is not None:
+        from trunkline import fit  # numpy is of use here only
+
+        return fit.run(options)
+    return _simulate(options)
+
+
+def _simulate(options: argparse.Namespace) -> int:
+    deployment = deployment_from(options)
     if options.plot is not None:
         _check_matplotlib()
     slo_s = None if options.slo_ttft_p99 is None else seconds(options.slo_ttft_p99)
@@ -47,18 +62,20 @@ def deployment_from(options: argparse.Namespace) -> Deployment:
             f"--cache-tokens must be at least a block of {BLOCK_TOKENS}, not {options.cache_tokens}",
             param="--cache-tokens",
         )
-    return Deployment(options.replicas, options.cache_tokens // BLOCK_TOKENS, seed=options.seed)
+    deployment = Deployment(options.replicas, options.cache_tokens // BLOCK_TOKENS, seed=options.seed)
+    if options.fidelity not in FIDELITIES:
+        raise InvalidRequest(
+            f"--fidelity must be one of {', '.join(FIDELITIES)}, not {options.fidelity!r}", param="--fidelity"
+        )
+    if options.fidelity == EXACT:
+        check_block_size(BLOCK_TOKENS, options.block_size)
+        deployment = replace(deployment, make_replicas=ExactReplicas(options.block_size))
+    return with_conditions(deployment, options)
 
 
 def seconds(text: str) -> float:
     """Of `2s`, `500ms` or `2`. Raises InvalidRequest with a sentence."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|)", text.strip())
-    value = 0.0 if found is None else float(found[1]) / (1000 if found[2] == "ms" else 1)
-    if value <= 0.0:
-        raise InvalidRequest(
-            f"--slo-ttft-p99 must be a time as 2s or 500ms, not {text!r}", param="--slo-ttft-p99"
-        )
-    return value
+    return duration_s(text, "--slo-ttft-p99")
 
 
 def render(rows: Sequence[Row]) -> str:
@@ -77,8 +94,9 @@ def render(rows: Sequence[Row]) -> str:
 def _rows(
     options: argparse.Namespace, requests: Sequence[TraceRequest], deployment: Deployment, slo_s: float | None
 ) -> Iterator[Row]:
-    for order in chosen(options.order, ORDERS, "--order"):
-        for policy in chosen(options.policy, POLICIES, "--policy"):
+    exact = options.fidelity == EXACT
+    for order in chosen(options.order, EXACT_ORDERS if exact else ORDERS, "--order"):
+        for policy in chosen(options.policy, EXACT_POLICIES if exact else POLICIES, "--policy"):
             if sys.stderr.isatty():
                 print(f"\r\x1b[K{policy[0]}, {order[0]}", end="\r", file=sys.stderr, flush=True)
             if slo_s is None:

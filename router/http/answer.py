@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from protocol.messages import TokenLogprob
 from router.http.delta import Delta, Finish, Prompt, Usage
 from router.http.logprobs import Spelling, of_prompt, prompt_logprobs
+from router.http.sse import HOLE, EventShape, events
 from router.text.tokenizer import Tokenizer
 
 Json = dict[str, Any]
@@ -84,6 +85,7 @@ class Answer(ABC):
         self.spelling = Spelling(tokenizer, extras.tokens_as_ids)
         each = [prompt for prompt in prompts for _ in range(prompt.sampling.n)]
         self.choices = [Choice(index, prompt) for index, prompt in enumerate(each)]
+        self._shapes: dict[int, EventShape] = {}  # of each choice's chunks that only bring text
         self._silent = set(range(len(each)))  # choices whose first chunk is still to come
 
     def add(self, delta: Delta) -> None:
@@ -93,6 +95,20 @@ class Answer(ABC):
     def num_scored_tokens(self) -> int:
         """Tokens whose logprobs it has: they make an answer long."""
         return sum(len(choice.logprobs) + len(choice.prompt_logprobs or ()) for choice in self.choices)
+
+    def events(self, delta: Delta) -> bytes:
+        """Its chunks as they are sent. Of most, only the text is to be encoded, which takes a tenth of the time."""
+        if not self._only_brings_text(delta):
+            return events(self.chunks(delta))
+        shape = self._shapes.get(delta.choice)
+        if shape is None:
+            (chunk,) = self.chunks(replace(delta, text=HOLE))
+            shape = self._shapes[delta.choice] = EventShape(chunk)
+        return shape.filled(delta.text)
+
+    def _only_brings_text(self, delta: Delta) -> bool:
+        plain = self.extras.logprobs is None and not self.extras.token_ids
+        return plain and delta.text != "" and delta.finish is None and delta.choice not in self._silent
 
     @abstractmethod
     def chunks(self, delta: Delta) -> Iterator[Json]:
@@ -118,7 +134,7 @@ class Answer(ABC):
         if self.extras.prompt_logprobs is not None:
             scored = of_prompt(len(prompt.token_ids), delta.prompt_logprobs, self.extras.prompt_logprobs)
             shown["prompt_logprobs"] = prompt_logprobs(self.spelling.tokenizer, prompt.token_ids, scored)
-        return shown | ({"prompt_token_ids": prompt.token_ids} if self.extras.token_ids else {})
+        return shown | ({"prompt_token_ids": list(prompt.token_ids)} if self.extras.token_ids else {})
 
     def about_tokens(self, delta: Delta) -> Json:
         return {"token_ids": list(delta.token_ids)} if self.extras.token_ids else {}

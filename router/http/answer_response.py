@@ -7,7 +7,7 @@ whatever reason, leaves the generations, which cancels them down to the blocks.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Coroutine, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -47,8 +47,9 @@ class AnswerResponse(Response):
 
     async def _send_whole(self, send: Send) -> None:
         async with self._generations as running:
-            async for delta in running.deltas():
-                self._answer.add(delta)
+            async for burst in running.bursts():
+                for delta in burst:
+                    self._answer.add(delta)
         many = self._answer.num_scored_tokens > _MANY_SCORED_TOKENS
         body = await asyncio.to_thread(self._whole_body) if many else self._whole_body()
         await _start(send, 200, {"content-type": "application/json", **running.headers}, len(body))
@@ -58,44 +59,53 @@ class AnswerResponse(Response):
         return json_bytes(self._answer.whole(self._generations.usage))
 
     async def _send_stream(self, send: Send) -> None:
-        async with self._generations as running, aclosing(running.deltas()) as deltas:
-            first = await anext(deltas)
+        async with self._generations as running, aclosing(running.bursts()) as bursts:
+            first = await anext(bursts)
             await _start(send, 200, {**HEADERS, **running.headers})
-            await _write(send, self._shown(first))
-            rest = await self._send_rest(send, deltas)
+            rest = await self._send_bursts(send, first, bursts)
         await _write(send, rest + DONE, last=True)
 
-    async def _send_rest(self, send: Send, deltas: AsyncIterator[Delta]) -> bytes:
-        """Every delta but the first; the stream's last words but for its end mark."""
+    async def _send_bursts(
+        self, send: Send, burst: list[Delta], bursts: AsyncGenerator[list[Delta]]
+    ) -> bytes:
+        """One write for each but the last; the stream's last words but for its end mark."""
         try:
-            async for delta in deltas:
-                await _write(send, self._shown(delta))
+            while burst and not self._generations.finished:
+                await _write(send, self._shown(burst))
+                burst = await anext(bursts, [])
+            last = self._shown(burst)
         except Exception as error:  # too late for a status: the stream itself has to say it
             return events([api_error(error, self._request_id).body])
-        assert self._style is not None, "only streams have a rest"
+        assert self._style is not None, "only streams come in bursts"
         if not self._style.include_usage:
-            return b""
-        return events([self._answer.usage_chunk(self._generations.usage)])
+            return last
+        return last + events([self._answer.usage_chunk(self._generations.usage)])
 
-    def _shown(self, delta: Delta) -> bytes:
-        chunks = self._answer.chunks(delta)
-        if self._style is not None and self._style.continuous_usage:
-            usage: Json = {"usage": usage_json(self._generations.usage)}
-            return events(chunk | usage for chunk in chunks)
-        return events(chunks)
+    def _shown(self, burst: list[Delta]) -> bytes:
+        if self._style is None or not self._style.continuous_usage:
+            return b"".join(map(self._answer.events, burst))
+        usage: Json = {"usage": usage_json(self._generations.usage)}
+        return events(chunk | usage for delta in burst for chunk in self._answer.chunks(delta))
 
 
 async def _unless_client_leaves(receive: Receive, work: Coroutine[None, None, None]) -> None:
-    """Run `work`; a disconnect cancels it and is the end of the request."""
-    tasks = [asyncio.ensure_future(work), asyncio.ensure_future(_until_disconnect(receive))]
+    """Run `work`; a disconnect cancels it and is the end of the request. One task only watches; none is waited for."""
+    working = asyncio.current_task()
+    assert working is not None, "a request runs in a task"
+    watching = asyncio.ensure_future(_until_disconnect(receive))
+
+    def leave(_: object) -> None:
+        working.cancel()
+
+    watching.add_done_callback(leave)
     try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        if tasks[0].done():
-            tasks[0].result()
+        await work
+    except asyncio.CancelledError:
+        if not watching.done() or working.uncancel() > 0:
+            raise  # somebody else wants its end
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        watching.remove_done_callback(leave)  # a sent answer looks like a disconnect, too
+        watching.cancel()
 
 
 async def _until_disconnect(receive: Receive) -> None:

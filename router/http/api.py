@@ -1,4 +1,4 @@
-"""The HTTP endpoint as one FastAPI app over a router's core. Routes only: what they do lives in the files beside.
+"""The HTTP endpoint as one ASGI app over a router's core. Routes only: what they do lives in the files beside.
 
 Bodies are parsed by the routes themselves, so that FastAPI's own 422 never appears; `api_guard.py` turns every
 error into OpenAI's shape. Knows no Ray and no sockets: `http_server.py` serves it.
@@ -9,13 +9,15 @@ from __future__ import annotations
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.types import ASGIApp
 
 from router.http.api_config import ApiConfig
 from router.http.api_errors import api_error
 from router.http.api_guard import Guard
 from router.http.auth import Authenticator
+from router.http.direct_routes import DirectRoutes
 from router.http.explain_route import explain_routes
-from router.http.generation_routes import generation_routes
+from router.http.generation_routes import generation_endpoints, generation_routes
 from router.http.metrics import RouterMetrics
 from router.http.request_router import RequestRouter
 from router.http.service_routes import model_routes, operator_routes, probe_routes, token_routes
@@ -23,9 +25,9 @@ from router.http.serving import Serving
 from router.text.tokenizer import Tokenizer
 
 
-def create_app(router: RequestRouter, tokenizer: Tokenizer, config: ApiConfig) -> FastAPI:
+def create_app(router: RequestRouter, tokenizer: Tokenizer, config: ApiConfig) -> ASGIApp:
     """The app holds no resources: router and server are closed by whoever made them."""
-    authenticator = Authenticator(config.api_keys, config.secrets)
+    authenticator = Authenticator(config.keys, config.secrets)
     serving = Serving(router, tokenizer, config, RouterMetrics(router, config.model), authenticator)
     app = FastAPI(title="Trunkline", version=config.version, docs_url=None, redoc_url=None)
     for routes in (
@@ -39,7 +41,7 @@ def create_app(router: RequestRouter, tokenizer: Tokenizer, config: ApiConfig) -
         app.include_router(routes(serving))
     app.add_exception_handler(HTTPException, _answer_routing_error)
     app.add_middleware(Guard, authenticator=authenticator)
-    return app
+    return DirectRoutes(generation_endpoints(serving), authenticator, rest=app)
 
 
 async def _answer_routing_error(request: Request, error: Exception) -> Response:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from protocol.deployment_secrets import DeploymentSecrets
 from protocol.errors import InvalidRequest
+from router.http.api_keys import ApiKey, parse_keys
 from router.http.request_sampling import SamplingDefaults
 
 
@@ -15,7 +16,8 @@ class ApiConfig:
     model: str  # the name that clients ask for
     version: str = "0"
     aliases: tuple[str, ...] = ()  # further names of the same model
-    api_keys: tuple[str, ...] = field(default=(), repr=False)  # none: whoever reaches the port may ask
+    # As `api_keys.py` reads them; none: whoever reaches the port may ask.
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
     secrets: DeploymentSecrets | None = field(default=None, repr=False)  # makes each key's cache salt
     defaults: SamplingDefaults = field(default_factory=SamplingDefaults)
     max_model_len: int | None = None  # for as long as no replica has said it
@@ -30,5 +32,8 @@ class ApiConfig:
                 raise InvalidRequest(f"{name} must be at least 1", param=name)
         if self.api_keys and self.secrets is None:
             raise InvalidRequest("API keys need the deployment's secrets: they make each key's cache salt")
-        if not all(key and key.isascii() for key in self.api_keys):
-            raise InvalidRequest("an API key must be a non-empty ASCII string", param="api_key")
+        parse_keys(self.api_keys)
+
+    @property
+    def keys(self) -> list[ApiKey]:
+        return parse_keys(self.api_keys)

@@ -10,7 +10,7 @@ from typing import Any
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from protocol.errors import TrunklineError
+from protocol.errors import FatalRequest, TrunklineError
 from router.http.sse import json_bytes
 
 logger = logging.getLogger(__name__)
@@ -41,6 +41,8 @@ def _told(error: TrunklineError) -> ApiError:
     headers = {}
     if error.retry_after_s is not None or error.status in (429, 503):
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s or 1)))
+    if isinstance(error, FatalRequest):
+        headers["x-should-retry"] = "false"  # OpenAI's clients send it again otherwise
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
     return ApiError(error.status, _body(error.message, error.kind, error.param, error.code), headers)

@@ -16,11 +16,11 @@ from router.http.serving import Serving
 from router.text.truncation import truncated
 
 
-async def chat_prompt(serving: Serving, body: ChatBody) -> Prompt:
+async def chat_prompt(serving: Serving, body: ChatBody, isolation: bytes) -> Prompt:
     """Raises InvalidRequest."""
     serving.check_model(body.model)
     logprobs = _num_logprobs(body)
-    token_ids = await encode_chat(serving, body)
+    token_ids = await encode_chat(serving, body, isolation)
     if not token_ids:
         raise InvalidRequest("messages must not be empty", param="messages")
     most = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
@@ -44,7 +44,9 @@ async def chat_prompt(serving: Serving, body: ChatBody) -> Prompt:
     return Prompt(token_ids, sampling)
 
 
-async def encode_chat(serving: Serving, body: ChatBody | TokenizeBody) -> list[int]:
+async def encode_chat(
+    serving: Serving, body: ChatBody | TokenizeBody, isolation: bytes = b""
+) -> Sequence[int]:
     """Messages through the chat template to token ids; the template writes the special tokens itself."""
     continues = bool(body.continue_final_message)
     if continues and body.add_generation_prompt:
@@ -59,7 +61,9 @@ async def encode_chat(serving: Serving, body: ChatBody | TokenizeBody) -> list[i
         continue_final_message=continues,
         variables=_variables(body),
     )
-    return await serving.encode(text, bool(body.add_special_tokens))
+    if body.add_special_tokens:
+        return await serving.encode(text, add_special_tokens=True)
+    return await serving.encode_chat(text, isolation)
 
 
 def _variables(body: ChatBody | TokenizeBody) -> Mapping[str, Any]:

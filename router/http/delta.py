@@ -5,6 +5,7 @@ Made by `prompt_run.py`, shaped by `answer.py` and its two heirs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from protocol.messages import TokenLogprob
@@ -15,7 +16,7 @@ from protocol.sampling import SamplingParams
 class Prompt:
     """Ready to run. `echo` is the text that every choice puts in front of its own; None: not asked for."""
 
-    token_ids: list[int] = field(repr=False)
+    token_ids: Sequence[int] = field(repr=False)
     sampling: SamplingParams
     echo: str | None = field(default=None, repr=False)
 

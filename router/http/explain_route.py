@@ -31,17 +31,19 @@ def explain_routes(serving: Serving) -> APIRouter:
     @routes.post("/admin/route/explain", openapi_extra=takes(CompletionBody))
     async def explain(request: Request) -> Response:
         """Takes a completion's body, or a chat's, known by its messages."""
-        body, prompts = await _prompts(serving, await read_body(request, serving.config.max_body_bytes))
+        body, prompts = await _prompts(serving, request)
         explained = [_explain(serving, request, body, prompt) for prompt in prompts]
         return Response(json_bytes({"prompts": explained}), media_type="application/json")
 
     return routes
 
 
-async def _prompts(serving: Serving, data: bytes) -> tuple[GenerationBody, list[Prompt]]:
+async def _prompts(serving: Serving, request: Request) -> tuple[GenerationBody, list[Prompt]]:
+    data = await read_body(request, serving.config.max_body_bytes)
     if _is_chat(data):
         chat = parse_body(ChatBody, data)
-        return chat, [await chat_prompt(serving, chat)]
+        isolation = serving.authenticator.isolation(request.state.api_key, chat.cache_salt)
+        return chat, [await chat_prompt(serving, chat, isolation)]
     completion = parse_body(CompletionBody, data)
     return completion, await completion_prompts(serving, completion)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
 from protocol.tokens import pack_tokens
@@ -29,6 +29,8 @@ class Asked:
     isolation: bytes = b""
     affinity: str | None = None
     priority: int = 0
+    tenant: bytes = b""
+    weight: float = 1.0
     deadline_s: float | None = None
     arrived_at: float = field(default_factory=time.monotonic)
 
@@ -62,10 +64,20 @@ class Generations:
 
     @property
     def headers(self) -> dict[str, str]:
-        """Where the (first) prompt runs, and why."""
+        """Where the (first) prompt runs, why, and how much of it was believed to be cached there and at best."""
         assert self._first is not None, "headers are known once the request has been placed"
         decision = self._first.decision
-        return {"x-trunkline-replica": decision.replica, "x-trunkline-route-reason": decision.reason.value}
+        return {
+            "x-trunkline-replica": decision.replica,
+            "x-trunkline-route-reason": decision.reason.value,
+            "x-trunkline-predicted-cached-tokens": str(decision.matched_tokens),
+            "x-trunkline-best-cached-tokens": str(decision.best_matched_tokens),
+        }
+
+    @property
+    def finished(self) -> bool:
+        """Every choice has."""
+        return all(run.finished for run in self._runs)
 
     async def __aenter__(self) -> Generations:
         """Raises what the router's `open` raises; nothing stays behind then."""
@@ -83,15 +95,13 @@ class Generations:
     async def __aexit__(self, *exc: object) -> None:
         await self._stack.aclose()
 
-    async def deltas(self) -> AsyncGenerator[Delta]:
-        """Until every choice has finished. Raises what ends a generation early."""
-        if len(self._runs) == 1:
-            async for delta in self._runs[0].deltas():
-                yield delta
-            return
-        async with aclosing(_merged([run.deltas() for run in self._runs])) as merged:
-            async for delta in merged:
-                yield delta
+    def bursts(self) -> AsyncGenerator[list[Delta]]:
+        """Deltas, together where they came together, until every choice has finished.
+
+        Raises what ends a generation early.
+        """
+        sources = [run.bursts() for run in self._runs]
+        return sources[0] if len(sources) == 1 else _merged(sources)
 
     def _routed(self, prompt: Prompt, place: int) -> RoutedRequest:
         asked = self._asked
@@ -102,18 +112,20 @@ class Generations:
             isolation=asked.isolation,
             affinity=asked.affinity,
             priority=asked.priority,
+            tenant=asked.tenant,
+            weight=asked.weight,
             deadline_s=asked.deadline_s,
         )
 
 
-async def _merged(sources: Sequence[AsyncIterator[Delta]]) -> AsyncGenerator[Delta]:
+async def _merged(sources: Sequence[AsyncIterator[list[Delta]]]) -> AsyncGenerator[list[Delta]]:
     """Whatever comes first. The first error ends all."""
-    arrived: asyncio.Queue[Delta | BaseException | None] = asyncio.Queue()
+    arrived: asyncio.Queue[list[Delta] | BaseException | None] = asyncio.Queue()
 
-    async def pump(source: AsyncIterator[Delta]) -> None:
+    async def pump(source: AsyncIterator[list[Delta]]) -> None:
         try:
-            async for delta in source:
-                arrived.put_nowait(delta)
+            async for burst in source:
+                arrived.put_nowait(burst)
         except Exception as error:
             arrived.put_nowait(error)
         else:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Mapping
+from functools import partial
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
@@ -14,21 +16,29 @@ from router.http.answer_response import AnswerResponse, StreamStyle
 from router.http.chat import ChatAnswer, chat_prompt
 from router.http.completions import CompletionAnswer, completion_prompts
 from router.http.delta import Prompt
+from router.http.direct_routes import Endpoint
 from router.http.generate import Asked, Generations
 from router.http.openai_types import ChatBody, CompletionBody, GenerationBody, parse_body
 from router.http.request_body import read_body
 from router.http.route_schemas import takes
 from router.http.serving import Serving
 
+COMPLETIONS, CHAT_COMPLETIONS = "/v1/completions", "/v1/chat/completions"
+
+
+def generation_endpoints(serving: Serving) -> Mapping[str, Endpoint]:
+    return {COMPLETIONS: partial(_complete, serving), CHAT_COMPLETIONS: partial(_chat, serving)}
+
 
 def generation_routes(serving: Serving) -> APIRouter:
+    """The same as documented routes."""
     routes = APIRouter()
 
-    @routes.post("/v1/completions", openapi_extra=takes(CompletionBody))
+    @routes.post(COMPLETIONS, openapi_extra=takes(CompletionBody))
     async def completions(request: Request) -> Response:
         return await _complete(serving, request)
 
-    @routes.post("/v1/chat/completions", openapi_extra=takes(ChatBody))
+    @routes.post(CHAT_COMPLETIONS, openapi_extra=takes(ChatBody))
     async def chat_completions(request: Request) -> Response:
         return await _chat(serving, request)
 
@@ -49,7 +59,7 @@ async def _chat(serving: Serving, request: Request) -> Response:
     arrived_at = time.monotonic()
     body = parse_body(ChatBody, await read_body(request, serving.config.max_body_bytes))
     style = _style(body)
-    prompt = await chat_prompt(serving, body)
+    prompt = await chat_prompt(serving, body, _isolation(serving, request, body))
     head = _head(serving, request, body, "chatcmpl")
     answer = ChatAnswer(head, serving.tokenizer, [prompt], _extras(body, prompt.sampling.logprobs))
     return _response(serving, request, body, [prompt], answer, style, arrived_at)
@@ -83,6 +93,10 @@ def _head(serving: Serving, request: Request, body: GenerationBody, prefix: str)
     return AnswerHead(name, int(time.time()), body.model or serving.config.model)
 
 
+def _isolation(serving: Serving, request: Request, body: GenerationBody) -> bytes:
+    return serving.authenticator.isolation(request.state.api_key, body.cache_salt)
+
+
 def _response(
     serving: Serving,
     request: Request,
@@ -92,11 +106,14 @@ def _response(
     style: StreamStyle | None,
     arrived_at: float,
 ) -> Response:
+    tenant = serving.authenticator.tenant(request.state.api_key)
     asked = Asked(
         request_id=uuid.uuid4().hex,
-        isolation=serving.authenticator.isolation(request.state.api_key, body.cache_salt),
+        isolation=_isolation(serving, request, body),
         affinity=body.prompt_cache_key,
-        priority=body.priority or 0,
+        priority=tenant.priority(body.priority),
+        tenant=tenant.tenant_id,
+        weight=tenant.weight,
         deadline_s=serving.config.deadline_s,
         arrived_at=arrived_at,
     )

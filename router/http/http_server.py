@@ -14,6 +14,7 @@ from typing import Any
 import uvicorn
 
 from protocol.errors import InvalidRequest
+from router.http.http_protocol import HttpProtocol
 
 _BACKLOG = 2048
 _TICK_S = 1.0
@@ -30,6 +31,7 @@ class HttpServer:
         self._server = _Server(
             uvicorn.Config(
                 app,
+                http=HttpProtocol,
                 access_log=False,
                 log_config=None,
                 lifespan="off",

@@ -12,12 +12,11 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from protocol.events import GPU
-from protocol.membership import ReplicaState
 from protocol.messages import Load
 from router.http.request_metrics import RequestMetrics
 from router.http.request_router import RequestRouter
 from router.prefix_index import IndexState
-from router.router_status import ReplicaStatus, RouterCounters
+from router.router_status import ReplicaStatus, RouterCounters, RouterStatus
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -51,10 +50,20 @@ _COUNTERS: tuple[tuple[str, str, Callable[[RouterCounters], int]], ...] = (
     ("router_requests", "Requests that the router took.", lambda it: it.requests),
     ("router_cancelled", "Requests whose client left first.", lambda it: it.cancelled),
     ("router_failed", "Requests that ended with an error.", lambda it: it.failed),
-    ("router_overloaded", "Requests that were turned away.", lambda it: it.overloaded),
     ("router_moves", "Moves of a running request to another replica.", lambda it: it.moves),
     ("router_replica_losses", "Connections to replicas that broke.", lambda it: it.replica_losses),
+    ("router_hangs", "Replicas that had work and took no step for too long.", lambda it: it.hangs),
+    (
+        "router_fatal_requests",
+        "Requests stopped because replica after replica died while it ran them.",
+        lambda it: it.fatal_requests,
+    ),
     ("router_resyncs", "Snapshots forced by predictions that kept being wrong.", lambda it: it.resyncs),
+    (
+        "route_prompt_tokens",
+        "Prompt tokens of requests whose first token has come and that were not moved before: all of these counters'.",
+        lambda it: it.prompt_tokens,
+    ),
     (
         "route_predicted_cached_tokens",
         "Prompt tokens that the index expected to be cached where the request went.",
@@ -69,6 +78,18 @@ _COUNTERS: tuple[tuple[str, str, Callable[[RouterCounters], int]], ...] = (
         "route_best_available_cached_tokens",
         "Prompt tokens that the best replica had cached.",
         lambda it: it.best_available_cached_tokens,
+    ),
+    (
+        "route_regret_tokens",
+        "Prompt tokens computed though another replica had them cached: there the wait would have cost more,"
+        " or the index was wrong.",
+        lambda it: it.regret_tokens,
+    ),
+    (
+        "route_mispredicted_tokens",
+        "By how many tokens the index was wrong about where the request went, too many and too few alike."
+        " Its share of all tells how far the index can be trusted.",
+        lambda it: it.mispredicted_tokens,
     ),
 )
 _MISS_REASONS = ("below_block", "bypassed", "evicted", "absent")
@@ -92,8 +113,10 @@ class _RouterCollector(Collector):
         self._model = model
 
     def collect(self) -> Iterator[Metric]:
+        status = self._router.status()
         yield from self._totals(self._router.counters)
-        yield from self._states(self._router.status().replicas)
+        yield from self._own(status)
+        yield from self._states(status.replicas)
 
     def _totals(self, counters: RouterCounters) -> Iterator[Metric]:
         for name, text, read in _COUNTERS:
@@ -106,6 +129,36 @@ class _RouterCollector(Collector):
         for reason, count in counters.decisions.items():
             decisions.add_metric([self._model, reason.value], count)
         yield decisions
+        refused = CounterMetricFamily(
+            "trunkline_router_refused",
+            "Requests turned away for overload, by the bound that was reached.",
+            labels=["model_name", "reason"],
+        )
+        for refusal, count in counters.refused.items():
+            refused.add_metric([self._model, refusal.value], count)
+        yield refused
+
+    def _own(self, status: RouterStatus) -> Iterator[Metric]:
+        for name, text, value in (
+            (
+                "queued_tokens",
+                "Uncached prompt tokens that this router took and that are not computed yet.",
+                status.num_queued_tokens,
+            ),
+            (
+                "max_queued_tokens",
+                "With so many of them requests are refused. 0: no replica is connected, so requests are counted.",
+                status.max_queued_tokens or 0,
+            ),
+            (
+                "index_bytes",
+                "Prefix index: below 150 for each block of a replica, more while lost ones are swept out.",
+                status.num_index_bytes,
+            ),
+        ):
+            family = GaugeMetricFamily(f"trunkline_router_{name}", text, labels=["model_name"])
+            family.add_metric([self._model], float(value))
+            yield family
 
     def _states(self, replicas: tuple[ReplicaStatus, ...]) -> Iterator[Metric]:
         reported = [(status, status.load) for status in replicas]
@@ -126,7 +179,7 @@ class _RouterCollector(Collector):
         yield self._gauges(
             "replica_ready",
             "1: the replica can be sent requests.",
-            [(status, status.connected and status.state is ReplicaState.READY) for status in replicas],
+            [(status, status.accepting) for status in replicas],
         )
         yield self._gauges(
             "index_synced",

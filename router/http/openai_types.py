@@ -19,6 +19,9 @@ BodyT = TypeVar("BodyT", bound="Body")
 TokenIds = Annotated[list[int], Field(fail_fast=True)]
 Texts = Annotated[list[str], Field(fail_fast=True)]
 TokenIdLists = Annotated[list[TokenIds], Field(fail_fast=True)]
+PRIORITY = (
+    "Lower is served earlier. With API keys never earlier than the key's own class, which is the default."
+)
 RequestId = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-]{1,128}$")]  # it comes back in a header
 
 
@@ -69,7 +72,7 @@ class GenerationBody(Body):
     user: str | None = None
     cache_salt: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
     request_id: RequestId | None = None
-    priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] | None = None
+    priority: Annotated[int, Field(ge=-(2**31), lt=2**31, description=PRIORITY)] | None = None
     prompt_cache_key: Annotated[str, Field(max_length=1024)] | None = None
 
     @property
@@ -161,7 +164,14 @@ def message_dicts(messages: list[ChatMessage]) -> list[Mapping[str, Any]]:
                 "only content parts of type 'text' are served: this server takes no images, audio or files",
                 param=f"messages[{place}].content",
             )
-    return [message.model_dump(exclude_unset=True) for message in messages]
+    return [_message_dict(message) for message in messages]
+
+
+def _message_dict(message: ChatMessage) -> dict[str, Any]:
+    """What the client gave, and no more. Most messages are a text, and long chats have hundreds of them."""
+    if not isinstance(message.content, str):
+        return message.model_dump(exclude_unset=True)
+    return {"role": message.role, "content": message.content, **(message.model_extra or {})}
 
 
 def _invalid(kind: type[BaseModel], error: ValidationError) -> InvalidRequest:

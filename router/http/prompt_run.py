@@ -6,7 +6,7 @@ Knows where a choice ends (a stop string is found here, not at the replica), and
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from protocol.messages import FinishReason, SequenceOutput, TokenLogprob
 from router.http.delta import Delta, Finish, Prompt, Usage
@@ -17,7 +17,7 @@ from router.text.tokenizer import Tokenizer
 
 
 class PromptRun:
-    """`generation` is set once the request has been placed; then `deltas` may be iterated, once."""
+    """`generation` is set once the request has been placed; then `bursts` may be iterated, once."""
 
     def __init__(
         self, prompt: Prompt, tokenizer: Tokenizer, timing: RequestTiming, first_choice: int, usage: Usage
@@ -34,14 +34,23 @@ class PromptRun:
         self._num_cached: int | None = None
         self._prompt_logprobs: tuple[TokenLogprob, ...] | None = None
 
-    async def deltas(self) -> AsyncIterator[Delta]:
+    @property
+    def finished(self) -> bool:
+        return not self._open
+
+    async def bursts(self) -> AsyncGenerator[list[Delta]]:
+        """Deltas as they come; those that came together, together: one write can take them all."""
         assert self.generation is not None, "a run is iterated after its request was placed"
+        burst: list[Delta] = []
         async for output in self.generation:
             if output.index in self._open:
                 delta = self._delta(output)
                 if delta.finish is not None and output.finish_reason is None:
                     self.generation.stop(output.index)
-                yield delta
+                burst.append(delta)
+            if burst and not (self._open and self.generation.more_ready):
+                yield burst
+                burst = []
             if not self._open:  # stop strings may end it before the engine does
                 return
 

@@ -21,6 +21,11 @@ class RunningGeneration(Protocol):
     @property
     def replica(self) -> str: ...
 
+    @property
+    def more_ready(self) -> bool:
+        """The next output has come already."""
+        ...
+
     def __aiter__(self) -> AsyncIterator[SequenceOutput]: ...
 
     def stop(self, index: int) -> None:

@@ -49,6 +49,7 @@ def _replica_json(replica: ReplicaStatus) -> dict[str, Any]:
         "state": replica.state.value,
         "incarnation": replica.incarnation,
         "connected": replica.connected,
+        "accepting": replica.accepting,
         "index": replica.index.name,
         "indexed_blocks": replica.num_indexed_blocks,
         "requests": replica.num_live_requests,

@@ -108,7 +108,7 @@ async def _tokenized(serving: Serving, body: TokenizeBody) -> dict[str, Any]:
     if (body.prompt is None) == (body.messages is None):
         raise InvalidRequest("give either prompt or messages", param="prompt")
     if body.prompt is None:
-        token_ids = await encode_chat(serving, body)
+        token_ids = list(await encode_chat(serving, body))
     else:
         token_ids = await serving.encode(body.prompt, body.add_special_tokens is not False)
     answer: dict[str, Any] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from array import array
 from dataclasses import dataclass
 
 from protocol.errors import Draining, ModelNotFound, NoReplica
@@ -58,6 +59,15 @@ class Serving:
         if len(text) < _LONG_CHARACTERS:
             return self.tokenizer.encode(text, add_special_tokens)
         return await asyncio.to_thread(self.tokenizer.encode, text, add_special_tokens)
+
+    async def encode_chat(self, text: str, owner: bytes) -> array[int]:
+        """A rendered chat, which has its special tokens already. What its owner said before is looked up."""
+        parts = self.tokenizer.part_encoder.look_up(text, owner)
+        if parts.num_unknown_characters < _LONG_CHARACTERS:
+            parts.encode()
+        else:
+            await asyncio.to_thread(parts.encode)
+        return parts.token_ids()
 
     async def bad_word_ids(self, words: list[str] | None) -> tuple[tuple[int, ...], ...]:
         """Every spelling of every word. Raises InvalidRequest."""

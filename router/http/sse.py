@@ -12,6 +12,7 @@ HEADERS = {
     "cache-control": "no-cache",
     "x-accel-buffering": "no",  # proxies in front must not collect chunks
 }
+HOLE = "\0"  # no label, model name or number contains it
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
@@ -22,3 +23,14 @@ def json_bytes(value: Any) -> bytes:
 def events(values: Iterable[Any]) -> bytes:
     """Several events in one write."""
     return b"".join(b"data: " + json_bytes(value) + b"\n\n" for value in values)
+
+
+class EventShape:
+    """Many events that differ in one text only: all else of them is encoded once. `value` has `HOLE` in its place."""
+
+    def __init__(self, value: Any) -> None:
+        self._before, hole, self._after = events([value]).partition(json_bytes(HOLE))
+        assert hole, "an event's shape has a hole"
+
+    def filled(self, text: str) -> bytes:
+        return self._before + json_bytes(text) + self._after

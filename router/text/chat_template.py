@@ -81,7 +81,7 @@ class _Compiled:
         content = message.get("content")
         if isinstance(content, str) and not self._takes_strings:
             return {**message, "content": [{"type": "text", "text": content}]}
-        if isinstance(content, Sequence) and not isinstance(content, str) and not self._takes_parts:
+        if not isinstance(content, str) and isinstance(content, Sequence) and not self._takes_parts:
             return {**message, "content": "\n".join(_part_text(part) for part in content)}
         return dict(message)
 

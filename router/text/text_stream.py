@@ -81,7 +81,9 @@ class _Characters:
         self._invisible = tokenizer.special_ids if sampling.skip_special_tokens else frozenset()
         self._context = self._tail([id for id in prompt[-_CONTEXT_TOKENS:] if id not in self._invisible])
         # A prompt may end inside a character, which the first tokens then complete: that one is ours to show.
-        self._context_text = self._decode(self._context).rstrip(_REPLACEMENT)
+        decoded = self._decode(self._context)
+        self._context_text = decoded.rstrip(_REPLACEMENT)
+        self._context_is_whole = decoded == self._context_text
         self._held: list[int] = []
         self._num_shown = 0  # characters of what is held that are out already
 
@@ -89,6 +91,10 @@ class _Characters:
         """The text that one more token completes, maybe none."""
         if token_id in self._invisible:
             return ""
+        if self._context_is_whole and not self._held:  # no decoding needed for most tokens of most models
+            text = self._tokenizer.independent_text(token_id)
+            if text is not None:
+                return text
         self._held.append(token_id)
         new = self._held_text(len(self._held))[self._num_shown :]
         if new and not new.endswith(_REPLACEMENT):
@@ -116,6 +122,7 @@ class _Characters:
     def _advance(self, count: int, new: str) -> str:
         self._context, self._held = self._held[:count], self._held[count:]
         self._context_text = self._decode(self._context)
+        self._context_is_whole = True
         self._num_shown = 0
         return new
 

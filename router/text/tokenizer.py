@@ -17,9 +17,12 @@ import tokenizers
 
 from protocol.errors import InvalidRequest, UnsupportedModel
 from router.text.chat_template import ChatTemplate, read_chat_template
+from router.text.part_encoder import PartEncoder
 from router.text.token_bytes import token_bytes
 
 logger = logging.getLogger(__name__)
+
+_REPLACEMENT = "\ufffd"
 
 
 class Tokenizer:
@@ -35,11 +38,14 @@ class Tokenizer:
     ) -> None:
         self._backend = backend
         self._added = {id: token.content for id, token in backend.get_added_tokens_decoder().items()}
-        self._byte_level = _is_byte_level(backend)
+        decoders = _decoder_names(backend)
+        self._byte_level = "ByteLevel" in decoders
+        self._joins_bytes = decoders == ["ByteLevel"]  # a decoded text is its tokens' bytes and nothing else
         self._bytes: dict[
             int, bytes
         ] = {}  # as far as they were asked for: logprobs name the same tokens again
         self._texts: dict[int, str] = {}
+        self._independent: dict[int, str | None] = {}
         self.special_ids = frozenset(
             id for id, token in backend.get_added_tokens_decoder().items() if token.special
         )
@@ -47,6 +53,7 @@ class Tokenizer:
         self.bos_token_id: int | None = None if bos_token is None else backend.token_to_id(bos_token)
         self.eos_token_ids = tuple(eos_token_ids)
         self.chat_template = chat_template
+        self.part_encoder = PartEncoder(backend)
 
     @classmethod
     def from_directory(cls, directory: Path | str) -> Tokenizer:
@@ -105,6 +112,18 @@ class Tokenizer:
         if known is None:
             known = self._texts[token_id] = self.token_bytes(token_id).decode(errors="replace")
         return known
+
+    def independent_text(self, token_id: int) -> str | None:
+        """What a token adds to any text that ends in a whole character; None where that takes its neighbours to say."""
+        if token_id not in self._independent:
+            self._independent[token_id] = self._independent_text(token_id)
+        return self._independent[token_id]
+
+    def _independent_text(self, token_id: int) -> str | None:
+        if not self._joins_bytes or token_id in self._added:
+            return None
+        text = self.token_text(token_id)
+        return None if not text or _REPLACEMENT in text else text
 
     def _spelled(self, token_id: int) -> bytes:
         added = self._added.get(token_id)
@@ -169,9 +188,9 @@ def _convert_with_transformers(directory: Path) -> tokenizers.Tokenizer:
     return backend
 
 
-def _is_byte_level(backend: tokenizers.Tokenizer) -> bool:
+def _decoder_names(backend: tokenizers.Tokenizer) -> list[str]:
     decoder = json.loads(backend.to_str()).get("decoder") or {}
-    return "ByteLevel" in {decoder.get("type"), *(part.get("type") for part in decoder.get("decoders", ()))}
+    return [part["type"] for part in decoder.get("decoders", [decoder] if decoder else [])]
 
 
 def _eos_token_ids(directory: Path, config: Mapping[str, Any], backend: tokenizers.Tokenizer) -> list[int]:

@@ -6,13 +6,13 @@ not ended, and the replica is told at dispatch which cached blocks will be hit.
 
 from __future__ import annotations
 
-from protocol.speeds import Speeds
+from protocol.speeds import UNMEASURED
 from router.policy import RoutingRequest, choose
 from router.prefill_board import PrefillBoard
 from simulator.fleet import Fleet, uncached
 from simulator.holders import match_any
 from simulator.policies.policy import Policy
-from simulator.trace import TraceRequest
+from simulator.trace import BLOCK_TOKENS, TraceRequest
 
 
 class ExpectedBlocks:
@@ -45,25 +45,28 @@ class Trunkline(Policy):
 
     def __init__(self, fleet: Fleet) -> None:
         super().__init__(fleet)
-        model = fleet.model
-        self._speeds = Speeds(
-            model.prefill_s, model.token_s, model.token_pair_s, model.decode_step_s, model.decode_sequence_s
-        )
         self._board = PrefillBoard()
         self._names = [str(replica) for replica in range(fleet.num_replicas)]
         self._expected = ExpectedBlocks()
         self._depths: list[int] = []  # of the request that was chosen for last
         for name in self._names:
             self._board.add(name)
-            self._board.report(name, waiting_prefill_tokens=0, num_in_flight=0, speeds=self._speeds)
+            self._board.report(
+                name,
+                waiting_prefill_tokens=0,
+                num_in_flight=0,
+                speeds=UNMEASURED,
+                free_tokens=fleet.cache_blocks * BLOCK_TOKENS,
+            )
 
     def choose(self, request: TraceRequest) -> int:
         fleet = self.fleet
         masks = (fleet.cached.masks, self._expected.masks)
         self._depths = match_any(masks, request.blocks, fleet.num_replicas)
         matched = [request.num_tokens - uncached(request, depth) for depth in self._depths]
-        loads = self._board.columns(fleet.now_s)
-        decision = choose(RoutingRequest(request.num_tokens, matched), loads, fleet.rng)
+        loads = self._board.columns(fleet.now_s, tenant=request.tenant.encode())
+        routing = RoutingRequest(request.num_tokens, matched, priority=request.priority)
+        decision = choose(routing, loads, fleet.rng)
         return int(decision.replica)
 
     def dispatched(self, request: TraceRequest, replica: int) -> None:
@@ -74,6 +77,8 @@ class Trunkline(Policy):
             num_uncached=num_uncached,
             num_cached=request.num_tokens - num_uncached,
             now_s=self.fleet.now_s,
+            tenant=request.tenant.encode(),
+            priority=request.priority,
         )
         self._expected.add(request, replica)
         self.fleet.replicas[replica].cache.touch(request.blocks[: self._depths[replica]])
@@ -86,11 +91,18 @@ class Trunkline(Policy):
         self._board.ended(self._names[replica], str(request.index))
 
     def reported(self, replica: int) -> None:
+        load = self.fleet.loads[replica]
+        assert load is not None, "it has just reported"
+        num_empty_blocks = load.num_blocks - load.num_used_blocks - load.num_cached_blocks
         self._board.report(
             self._names[replica],
-            waiting_prefill_tokens=self.fleet.replicas[replica].backlog_tokens,
-            num_in_flight=self.fleet.in_flight[replica],
-            speeds=self._speeds,
+            waiting_prefill_tokens=load.waiting_prefill_tokens,
+            num_waiting=load.num_waiting,
+            num_in_flight=load.num_running + load.num_waiting,
+            speeds=load.speeds,
+            utilization=load.prefill_utilization,
+            free_tokens=num_empty_blocks * BLOCK_TOKENS,
+            now_s=self.fleet.now_s,
         )
 
 

@@ -9,7 +9,7 @@ from protocol.errors import InvalidRequest
 from simulator.fleet import Fleet
 from simulator.policies import by_cost, by_load, by_prefix, ours
 from simulator.policies.policy import Policy
-from simulator.replica import NEVER
+from simulator.simulated_replica import NEVER
 from simulator.simulation import Order
 from workers.scheduling.admission_orders import FirstComeFirstServed, LongestMatchFirst, ResponseRatio
 from workers.scheduling.waiting_line import SLICE_S

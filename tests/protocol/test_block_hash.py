@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
@@ -48,6 +49,52 @@ def test_another_secret_gives_other_digests_and_another_fingerprint() -> None:
     assert HASHER.digests(pack_tokens(range(4))) != other.digests(pack_tokens(range(4)))
     assert HASHER.fingerprint != other.fingerprint
     assert HASHER.fingerprint != BlockHasher(SECRET, 8).fingerprint
+
+
+class OtherAlgorithm(BlockHasher):
+    def extend(self, digests: list[bytes], tokens: bytes | memoryview, extra: bytes = b"") -> None:
+        super().extend(digests, tokens, extra)
+        digests[:] = [xxhash.xxh128_digest(each) for each in digests]
+
+
+class OtherByteOrder(BlockHasher):
+    def extend(self, digests: list[bytes], tokens: bytes | memoryview, extra: bytes = b"") -> None:
+        swapped = unpack_tokens(bytes(tokens))
+        swapped.byteswap()
+        super().extend(digests, swapped.tobytes(), extra)
+
+
+class WithoutIsolation(BlockHasher):
+    def extend(self, digests: list[bytes], tokens: bytes | memoryview, extra: bytes = b"") -> None:
+        super().extend(digests, tokens)
+
+
+class IsolatedEverywhere(BlockHasher):
+    def extend(self, digests: list[bytes], tokens: bytes | memoryview, extra: bytes = b"") -> None:
+        parent, stride = None, 4 * self.block_size
+        for start in range(0, len(tokens) - stride + 1, stride):
+            block = bytes(tokens[start : start + stride])
+            parent = xxhash.xxh3_128_digest((parent or self.secret[8:]) + block + extra, self._seed)
+            digests.append(parent)
+
+
+class WithoutChain(BlockHasher):
+    def extend(self, digests: list[bytes], tokens: bytes | memoryview, extra: bytes = b"") -> None:
+        stride = 4 * self.block_size
+        for start in range(0, len(tokens) - stride + 1, stride):
+            digests.append(self.next_digest(None, bytes(tokens[start : start + stride]), extra))
+
+
+@pytest.mark.parametrize(
+    "drifted", [OtherAlgorithm, OtherByteOrder, WithoutIsolation, IsolatedEverywhere, WithoutChain]
+)
+def test_a_hasher_that_drifts_in_one_ingredient_has_another_fingerprint(drifted: type[BlockHasher]) -> None:
+    assert drifted(SECRET, 4).fingerprint != HASHER.fingerprint
+
+
+def test_the_fingerprint_stays_what_it_is() -> None:
+    """A change of it makes every router of one version refuse the other version's replicas."""
+    assert HASHER.fingerprint[:16] == "d0d0bc368237b298"
 
 
 def test_the_secret_is_not_in_the_repr() -> None:

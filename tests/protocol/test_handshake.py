@@ -5,19 +5,29 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
+from typing import Any
 
 import pytest
 
 from protocol.codec import encode
 from protocol.errors import ProtocolError
 from protocol.frames import frame, read_frame
-from protocol.handshake import HelloRefused, ReplicaFacts, adopted, greet_replica, greet_router
+from protocol.handshake import (
+    REMEDIES,
+    HelloRefused,
+    ReplicaFacts,
+    adopted,
+    greet_replica,
+    greet_router,
+    mismatch,
+)
 from protocol.messages import Challenge, Identity, Welcome
 
 KEY = b"k" * 32
 IDENTITY = Identity("sapling", "model", "tokenizer")
-FACTS = ReplicaFacts("replica-0", 3, replace(IDENTITY, block_size=16, hash_fingerprint="f"), 4096, 100)
+WHOLE = Identity("sapling", "model", "tokenizer", 16, "f", "algorithm", "template")
+FACTS = ReplicaFacts("replica-0", 3, WHOLE, 4096, 100)
 Outcome = list[BaseException | None]
 
 
@@ -63,11 +73,22 @@ async def test_another_key_is_refused_by_the_replica() -> None:
     assert isinstance(outcome[0], HelloRefused)
 
 
-@pytest.mark.parametrize("field", ["model", "model_digest", "tokenizer_digest", "hash_fingerprint"])
-async def test_a_mismatch_is_refused_by_name(field: str) -> None:
+@pytest.mark.parametrize("field", [each.name for each in fields(Identity)])
+async def test_a_mismatch_is_refused_by_name_and_with_what_to_do(field: str) -> None:
     async with replica([]) as port:
-        with pytest.raises(HelloRefused, match=field):
-            await meet(port, identity=replace(IDENTITY, **{field: "other"}))
+        other: Any = {field: 32 if field == "block_size" else "other"}
+        with pytest.raises(HelloRefused, match=rf"^{field} differs.*: {REMEDIES[field]}$"):
+            await meet(port, identity=replace(IDENTITY, **other))
+
+
+async def test_another_template_is_named_before_the_tokenizer_that_it_is_part_of() -> None:
+    async with replica([]) as port:
+        with pytest.raises(HelloRefused, match=r"^template_digest differs"):
+            await meet(port, identity=replace(WHOLE, template_digest="other", tokenizer_digest="other"))
+
+
+def test_an_older_replica_that_does_not_say_its_template_is_not_refused_for_that() -> None:
+    assert mismatch(WHOLE, replace(WHOLE, template_digest=None, hash_algorithm=None)) is None
 
 
 async def test_the_reason_never_tells_the_fingerprint() -> None:

@@ -38,6 +38,21 @@ def test_the_digests_follow_the_files(tmp_path: Path) -> None:
     assert one.model_digest == other.model_digest and one.tokenizer_digest != other.tokenizer_digest
 
 
+def test_the_template_has_a_digest_of_its_own_wherever_it_stands(tmp_path: Path) -> None:
+    directory, digests = model(tmp_path / "m"), []
+    for name, content in (
+        ("tokenizer_config.json", "{}"),
+        ("tokenizer_config.json", '{"chat_template": "one"}'),
+        ("tokenizer_config.json", '{"chat_template": "other"}'),
+        ("chat_template.jinja", "one"),
+    ):
+        (directory / name).write_text(content)
+        digests.append(resolve_model(str(directory)).template_digest)
+    assert len(set(digests)) == 4
+    (directory / "tokenizer_config.json").write_text('{"eos_token": "<end>", "chat_template": "other"}')
+    assert resolve_model(str(directory)).template_digest == digests[-1]
+
+
 def test_a_hub_name_is_found_in_the_hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     repository = tmp_path / "models--some--model"
     snapshot = repository / "snapshots" / "0123456789012345678901234567890123456789"

@@ -41,7 +41,7 @@ from protocol.messages import (
     TokenLogprob,
 )
 from protocol.sampling import SamplingParams
-from protocol.tokens import TOKEN_BYTES, pack_tokens
+from protocol.tokens import TOKEN_BYTES, pack_tokens, unpack_tokens
 from router.routed_request import RoutedRequest
 from router.router import Router
 from router.router_config import RouterConfig
@@ -78,6 +78,7 @@ class FakeReplica:
     reject_code: str | None = None
     reported_cached_tokens: int | None = None  # a lie
     die_after_tokens: int | None = None  # of the longest sequence
+    fatal_token: int | None = None  # a prompt with it is the end of the first step that it is in
     load: Load = field(default_factory=lambda: Load(0, 0, 1024, 0, 0, 0))
 
     submits: list[Submit] = field(default_factory=list)
@@ -235,12 +236,17 @@ class FakeReplica:
         """A step without outputs, whose events every router sees."""
         self._send_step(list(events), {})
 
-    def evict(self, digest: bytes) -> None:
-        self.cache.remove(digest)
-        self.emit(Removed(digest))
+    def evict(self, *digests: bytes) -> None:
+        """A block goes with all that follow it: give them too."""
+        for digest in digests:
+            self.cache.remove(digest)
+        self.emit(Removed(join_digests(digests)))
 
     def step(self) -> None:
         """One token for every sequence that runs."""
+        if any(self._is_fatal(running.submit) for running in self.running.values()):
+            self._collapse()
+            return
         events: list[KvEvent] = []
         outputs: dict[asyncio.StreamWriter, list[SequenceOutput]] = {}
         for request_id, running in list(self.running.items()):
@@ -252,12 +258,19 @@ class FakeReplica:
         self._send_step(events, outputs)
         longest = max((n for running in self.running.values() for n in running.emitted), default=0)
         if self.die_after_tokens is not None and longest >= self.die_after_tokens:
-            assert self._server is not None
-            self._server.close()
-            for writer in self.writers:
-                writer.close()  # after what was written
-            self.writers.clear()
-            self.running.clear()
+            self._collapse()
+
+    def _is_fatal(self, submit: Submit) -> bool:
+        return self.fatal_token is not None and self.fatal_token in unpack_tokens(submit.token_ids)
+
+    def _collapse(self) -> None:
+        """Dead, once what was written is sent."""
+        assert self._server is not None
+        self._server.close()
+        for writer in self.writers:
+            writer.close()
+        self.writers.clear()
+        self.running.clear()
 
     def _send_step(
         self, events: list[KvEvent], outputs: dict[asyncio.StreamWriter, list[SequenceOutput]]

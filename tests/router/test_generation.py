@@ -124,3 +124,10 @@ async def test_a_scored_prompt_matches_no_cache_until_it_was_scored(
         await dying.die()
         await eventually(lambda: len(other.submits) == 1)
         assert generation.decision.matched_tokens == 8
+
+
+def test_its_next_replica_is_told_how_long_its_client_waits(make_request: Any) -> None:
+    generation = placed(make_request())
+    assert generation.submit("a", 5.0).waited_s == 0.0
+    generation.waiting_since_s = 2.0
+    assert generation.submit("b", 5.0).waited_s == 3.0

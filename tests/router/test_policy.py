@@ -30,7 +30,9 @@ class Replica:
     matched: int = 0
     unfinished: tuple[tuple[float, float], ...] = ()
     others_s: float = 0.0
+    num_others: int = 0
     in_flight: int = 0
+    free: int = 1_000_000
     speeds: tuple[float, float, float, float] = field(
         default=(
             ASSUMED_SPEEDS.prefill_s,
@@ -47,6 +49,8 @@ def columns(*replicas: Replica, utilization: float = 0.0, backlog_s: float = 0.0
         *([each.speeds[part] for each in replicas] for part in range(4)),
         unfinished=[[UnfinishedPrefill(*pair) for pair in each.unfinished] for each in replicas],
         others_prefill_s=[each.others_s for each in replicas],
+        num_others=[each.num_others for each in replicas],
+        free_tokens=[each.free for each in replicas],
         num_in_flight=[each.in_flight for each in replicas],
         utilization=utilization,
         backlog_s=backlog_s,
@@ -133,9 +137,21 @@ def test_a_slower_replica_does_not_pay_the_price_of_a_copy_for_being_slow() -> N
     assert decide(slow, fast, utilization=0.999).replica == "slow"
 
 
+def test_a_full_replica_pays_for_half_of_what_it_would_push_out() -> None:
+    request = RoutingRequest(16_000, [8_000] * 3)
+    loads = columns(*(Replica("a", 8_000, free=free) for free in (8_000, 6_400, 0)))
+    assert [each.evict_s for each in cost_table(request, loads)] == [0.0, pytest.approx(0.05), 0.25]
+
+
+def test_a_shared_head_does_not_hold_a_prompt_where_room_is_scarce() -> None:
+    holder, empty = Replica("holder", 1_000, free=0), Replica("empty")
+    assert decide(holder, empty).replica == "empty"
+    assert decide(replace(holder, free=15_000), empty).replica == "holder"
+
+
 def test_the_cost_is_the_sum_of_its_terms() -> None:
     replicas = (
-        Replica("a", 8_000, ((0.1, 99.0), (9.0, 99.5)), others_s=0.3, in_flight=4),
+        Replica("a", 8_000, ((0.1, 99.0), (9.0, 99.5)), others_s=0.3, in_flight=4, free=4_800),
         Replica("b", unfinished=((0.2, 90.0),)),
     )
     table = cost_table(RoutingRequest(16_000, [8_000, 0]), columns(*replicas, utilization=0.5, backlog_s=1.0))
@@ -144,7 +160,7 @@ def test_the_cost_is_the_sum_of_its_terms() -> None:
     assert table[0].prefill_s == pytest.approx(own)
     assert table[0].ahead_s == pytest.approx(0.4) and table[0].num_overtaken == 1
     assert table[1].copy_s == pytest.approx(3.0 * (table[1].prefill_s - own))
-    assert table[0].cost_s == pytest.approx(0.4 + 2 * own + 0.08)
+    assert table[0].cost_s == pytest.approx(0.4 + 2 * own + 0.1 + 0.08)
     assert decision.cost == pytest.approx(min(each.cost_s for each in table))
 
 
@@ -229,6 +245,8 @@ replica_lists = st.lists(
         unfinished=st.lists(st.tuples(seconds, st.floats(0.0, 100.0)), max_size=6).map(tuple),
         others_s=seconds,  # so that no two tie but by a chance that does not happen
         in_flight=st.integers(0, 100),
+        num_others=st.integers(0, 9),
+        free=st.integers(0, 30_000),
         speeds=st.tuples(
             st.floats(0.0, 0.1), st.floats(1e-6, 1e-2), st.floats(0.0, 1e-7), st.floats(0.0, 0.2)
         ),

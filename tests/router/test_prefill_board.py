@@ -27,9 +27,14 @@ def board() -> PrefillBoard:
 
 
 def report(
-    board: PrefillBoard, replica: str = "a", waiting: int = 0, in_flight: int = 0, speeds: Speeds = SPEEDS
+    board: PrefillBoard,
+    replica: str = "a",
+    waiting: int = 0,
+    in_flight: int = 0,
+    speeds: Speeds = SPEEDS,
+    **more: Any,
 ) -> None:
-    board.report(replica, waiting_prefill_tokens=waiting, num_in_flight=in_flight, speeds=speeds)
+    board.report(replica, waiting_prefill_tokens=waiting, num_in_flight=in_flight, speeds=speeds, **more)
 
 
 def send(
@@ -48,6 +53,16 @@ def test_a_dispatch_counts_at_once_with_the_replicas_own_speed(board: PrefillBoa
     assert (loads.replicas, loads.num_in_flight) == (["a", "b"], [2, 0])
     assert remaining(loads) == [pytest.approx(1.0)] and remaining(loads, 1) == []
     assert board.waiting_prefill_tokens("a") == 900
+
+
+def test_what_waits_for_its_prefill_takes_of_the_room_that_was_reported(board: PrefillBoard) -> None:
+    report(board, free_tokens=1_000)
+    send(board, "one", 900)
+    assert board.columns(0.0).free_tokens == [100, 0]
+    send(board, "two", 900)
+    assert board.columns(0.0).free_tokens == [0, 0]
+    board.prefilled("a", "one")
+    assert board.columns(0.0).free_tokens == [100, 0]
 
 
 def test_its_first_token_ends_the_prefill_and_its_end_the_rest(board: PrefillBoard) -> None:
@@ -231,7 +246,7 @@ def test_a_walk_keeps_the_books_and_leaves_nothing_behind(walk: list[tuple[str, 
             live[str(step)] = replica
             send(board, str(step), number, replica, float(step))
         elif operation == "report":
-            report(board, replica, number, number % 50)
+            report(board, replica, number, number % 50, free_tokens=2 * number)
         elif operation == "remove":
             board.remove(replica)
             board.add(replica)
@@ -248,3 +263,21 @@ def test_a_walk_keeps_the_books_and_leaves_nothing_behind(walk: list[tuple[str, 
         report(board, replica)
         assert board.waiting_prefill_tokens(replica) == 0
     assert set(board.columns(0.0).num_in_flight) == {0}
+
+
+def test_what_is_sent_and_what_is_spent_are_told_apart() -> None:
+    board = PrefillBoard()
+    board.add("a")
+    board.report("a", waiting_prefill_tokens=0, num_in_flight=0, speeds=Speeds(0.0, 0.01, 0.0), now_s=0.0)
+    board.dispatched("a", "r", num_uncached=600, num_cached=0, now_s=0.0)
+    spent, sent = board.prefill_rates(0.0)
+    assert spent == 0.0 and sent == pytest.approx(600 * 0.01 / 60)
+    board.report(
+        "a",
+        waiting_prefill_tokens=0,
+        num_in_flight=1,
+        speeds=Speeds(0.0, 0.01, 0.0),
+        utilization=0.5,
+        now_s=0.0,
+    )
+    assert board.prefill_rates(0.0)[0] == pytest.approx(0.5)

@@ -13,6 +13,7 @@ import pytest
 
 from protocol.block_hash import BlockHasher
 from protocol.deployment_secrets import DeploymentSecrets
+from protocol.errors import FatalRequest
 from protocol.handshake import ReplicaFacts
 from protocol.membership import ReplicaInfo, ReplicaState
 from protocol.messages import Identity
@@ -27,10 +28,11 @@ from workers.step_plan import SampledTokens, StepPlan
 Make = Callable[..., Awaitable[Any]]
 IDENTITY = Identity("model", "model-digest", "tokenizer-digest")
 BLOCK_SIZE = 4
+FATAL = 666
 
 
 class CountingRunner:
-    """`stalls_at` holds back that step and the later ones until `released`."""
+    """`stalls_at` holds back that step and the later ones until `released`; a prompt with FATAL is the engine's end."""
 
     def __init__(self, num_blocks: int, stalls_at: int | None) -> None:
         self.facts = RunnerFacts(num_blocks, BLOCK_SIZE, 256, 100_000, (0,))
@@ -39,6 +41,8 @@ class CountingRunner:
         self.newest: dict[int, int] = {}  # token of each row
 
     def launch(self, plan: StepPlan) -> SampledTokens:
+        if any(FATAL in unpack_tokens(chunk.token_ids) for chunk in plan.chunks):
+            raise RuntimeError("the device is on fire")
         if self.stalls_at is not None and plan.step >= self.stalls_at:
             assert self.released.wait(30), "the test never released the runner"
         return SampledTokens(self._count_on(plan))
@@ -161,4 +165,47 @@ async def test_leaving_frees_the_replicas_blocks(
     router = await make_router([await make_engine_replica("a")])
     async with router.open(make_request(range(1, 42), max_tokens=200)) as generation:
         await anext(generation)
+    assert await router.reset_prefix_cache() == 0
+
+
+async def test_a_fatal_prompt_in_a_crowd_ends_two_engines_and_no_other_request(
+    make_engine_replica: Make, make_router: Make, make_request: Any
+) -> None:
+    router, dice = await make_router([await make_engine_replica(name) for name in "abc"]), random.Random(4)
+    requests = [make_request(conversation(dice), max_tokens=20) for _ in range(30)]
+    requests.insert(15, make_request([5, FATAL, 7], max_tokens=20))
+    answers = await asyncio.gather(*(answer(router, each) for each in requests), return_exceptions=True)
+    assert isinstance(answers.pop(15), FatalRequest)
+    assert [len(each[0]) for each in answers] == [20] * 30
+    assert sum(each.connected for each in router.status().replicas) == 1
+
+
+async def test_an_engine_that_stands_still_loses_its_requests_and_frees_them_when_it_goes_on(
+    make_engine_replica: Make, make_router: Make, make_request: Any, eventually: Make
+) -> None:
+    hung = await make_engine_replica("a", stalls_at=10)
+    router = await make_router([hung], hang_timeout_s=0.5)
+    asked = asyncio.gather(*(answer(router, make_request([n, n + 1], max_tokens=40)) for n in range(5)))
+    await eventually(lambda: router.status().num_live_requests == 5)
+    await router.set_replicas([hung.info(), (await make_engine_replica("b")).info()])
+    assert await asked == [[list(range(n + 2, n + 42))] for n in range(5)]
+    assert router.counters.hangs == 1 and not router.status().replicas[0].accepting
+    hung.runner.released.set()
+    await eventually(lambda: router.status().replicas[0].accepting)
+    assert await router.reset_prefix_cache() == 0
+
+
+async def test_a_crowd_over_a_drained_replica_gets_every_token_once(
+    make_engine_replica: Make, make_router: Make, make_request: Any, eventually: Make
+) -> None:
+    replicas = [await make_engine_replica(name) for name in "ab"]
+    router, dice = await make_router(replicas), random.Random(5)
+    requests = [make_request(conversation(dice), max_tokens=60, n=1 + n % 3) for n in range(24)]
+    asked = asyncio.gather(*(answer(router, request) for request in requests))
+    await eventually(lambda: router.status().replicas[0].num_live_requests > 3)
+    assert await router.drain_replica("a", 0.0)
+    assert router.counters.moves > 0
+    for request, answered in zip(requests, await asked, strict=True):
+        last = int.from_bytes(request.token_ids[-4:], "little")
+        assert answered == [[last + n for n in range(1, 61)]] * request.sampling.n
     assert await router.reset_prefix_cache() == 0

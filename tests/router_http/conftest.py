@@ -92,9 +92,11 @@ def prefix_space_tokenizer() -> Tokenizer:
 class FakeGeneration:
     """Says its scripted outputs; `gate` holds them back, `fails` ends it."""
 
+    more_ready = False
+
     def __init__(self, request: RoutedRequest, script: Script) -> None:
         self.request = request
-        self.decision = Decision("replica-1", script.cached, 0.0, Reason.PREFIX)
+        self.decision = Decision("replica-1", script.cached, 0.0, Reason.PREFIX, script.cached + 16)
         self.replica = "replica-1"
         self._script = script
         self.stopped: list[int] = []
@@ -113,7 +115,9 @@ class FakeGeneration:
                 await script.gate.wait()
             if script.fails is not None and place == script.fails_at:
                 raise script.fails
-            await asyncio.sleep(0)
+            if not self.more_ready:
+                await asyncio.sleep(0)
+            self.more_ready = place < last and (place + 1) % script.together != 0
             for index in range(sampling.n):
                 output = self._output(index, token_id, place == last)
                 yield self._scored(output) if place == 0 else output
@@ -149,6 +153,7 @@ class Script:
     token_ids: list[int] = field(default_factory=list)
     eos: tuple[int, ...] = ()
     cached: int = 0
+    together: int = 1  # tokens that come at once
     scores: list[TokenLogprob] | None = None  # of the prompt, where they are asked for
     gate: asyncio.Event | None = None
     gate_at: int = 0

@@ -150,6 +150,8 @@ async def test_headers_say_where_it_ran_and_why(client: openai.AsyncOpenAI) -> N
     )
     assert raw.headers["x-trunkline-replica"] == "replica-1"
     assert raw.headers["x-trunkline-route-reason"] == "prefix"
+    assert raw.headers["x-trunkline-predicted-cached-tokens"] == "2"
+    assert raw.headers["x-trunkline-best-cached-tokens"] == "18"
     assert raw.headers["x-request-id"] == "mine-1"
     assert raw.parse().id == "cmpl-mine-1"
 

@@ -36,6 +36,7 @@ async def test_every_replica_is_shown_with_its_terms_and_their_sum(http: httpx2.
         "overtaking_s": 1.0,
         "copy_s": 0.0,
         "decode_s": 0.125,
+        "evict_s": 0.0,
         "cost_s": 1.875,
         "index": "SYNCED",
     }

@@ -9,7 +9,7 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from router.routed_request import Reason
+from router.routed_request import Decision, Reason
 
 
 async def test_the_model_is_listed(client: openai.AsyncOpenAI) -> None:
@@ -132,10 +132,16 @@ async def test_metrics_count_what_requests_experience(
 
 
 async def test_metrics_show_the_router_and_its_replicas(http: httpx2.AsyncClient, router: Any) -> None:
-    router.counters.predicted_cached_tokens = 48
+    router.counters.compare(100, Decision("replica-1", 48, 1.0, Reason.PREFIX, 64), 32)
     router.counters.decisions[Reason.PREFIX] = 3
     found = await samples(http)
+    assert found["trunkline_router_index_bytes", ""] == 0
+    assert found["trunkline_route_prompt_tokens_total", ""] == 100
     assert found["trunkline_route_predicted_cached_tokens_total", ""] == 48
+    assert found["trunkline_route_actual_cached_tokens_total", ""] == 32
+    assert found["trunkline_route_best_available_cached_tokens_total", ""] == 64
+    assert found["trunkline_route_regret_tokens_total", ""] == 32
+    assert found["trunkline_route_mispredicted_tokens_total", ""] == 16
     assert found["trunkline_route_decisions_total", "prefix"] == 3
     assert found["trunkline_num_requests_running", "replica-1"] == 1
     assert found["trunkline_kv_cache_usage_perc", "replica-1"] == 0.4

@@ -45,6 +45,30 @@ def test_a_prefix_space_tokenizer_keeps_the_spaces_inside_a_text(
     assert "".join(parts) == wanted
 
 
+@pytest.mark.parametrize("prompt", ["", "größer", "🙂"])
+@in_session
+@given(st.lists(st.integers(0, 319), max_size=60), st.booleans(), st.booleans())
+def test_tokens_shown_without_decoding_read_as_if_decoded(
+    tokenizer: Tokenizer, prompt: str, token_ids: list[int], skip: bool, spaces: bool
+) -> None:
+    class Decoding(Tokenizer):
+        def independent_text(self, token_id: int) -> str | None:
+            return None
+
+    decoding = Decoding(tokenizer._backend, eos_token_ids=tokenizer.eos_token_ids)
+    sampling = SamplingParams(skip_special_tokens=skip, spaces_between_special_tokens=spaces)
+    start = tokenizer.encode(prompt)[:-1]  # maybe inside a character
+    assert stream(tokenizer, token_ids, sampling, start)[0] == stream(decoding, token_ids, sampling, start)[0]
+
+
+def test_most_tokens_are_shown_without_decoding(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = TextStream(tokenizer, SamplingParams(), ())
+    monkeypatch.setattr(Tokenizer, "decode", None)  # to call it would fail
+    assert text.push(tokenizer.encode("hello world, how are you")) == "hello world, how are you"
+
+
 @in_session
 @given(st.lists(st.integers(0, 319), max_size=60), st.lists(st.integers(1, 7), min_size=1, max_size=60))
 def test_the_text_does_not_depend_on_how_tokens_are_grouped(

@@ -175,7 +175,16 @@ class Driver:
         name = name or f"request-{self.num_added}"
         own = {
             key: wishes.pop(key)
-            for key in ("isolation", "generated", "finished", "priority", "digests")
+            for key in (
+                "isolation",
+                "generated",
+                "finished",
+                "priority",
+                "digests",
+                "tenant",
+                "weight",
+                "waited_s",
+            )
             if key in wishes
         }
         sampling = SamplingParams(**{"seed": 7, "max_tokens": 4, **wishes})

@@ -6,6 +6,7 @@ rows and no budget, and reads no clock, so that a simulation can compare orders.
 
 from __future__ import annotations
 
+from collections import abc
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
@@ -23,6 +24,7 @@ class Moment:
     prefill_s_per_token: float
     num_uncached: Callable[[Sequence], int]  # tokens left to prefill, the cache re-read for those not begun
     prefill_s_per_pair: float = 0.0  # of each token and each one before it: attention
+    decoding: abc.Sequence[Sequence] = ()  # whose generated tokens are still to be charged to their tenants
 
 
 class AdmissionOrder(Protocol):
@@ -36,6 +38,17 @@ class AdmissionOrder(Protocol):
 
     def ranked(self, moment: Moment) -> Iterable[Sequence]:
         """All of them, the best first, anew each step. The order is not changed while it is read."""
+        ...
+
+    def check_integrity(self) -> None: ...
+
+    @property
+    def highest_level(self) -> int:
+        """Of any tenant: nobody displaces another for having had less who is on it."""
+        ...
+
+    def charge(self, sequence: Sequence, num_prompt_tokens: int = 0) -> None:
+        """So many tokens of its prompt have been computed, and some generated since it was charged last."""
         ...
 
 

@@ -31,7 +31,7 @@ class Arrivals:
         lengths = self._lengths(request, max(map(len, generated)))
         digests = self._digests(request)
         self._num_arrived += 1
-        live = LiveRequest(request, self._num_arrived, now_s)
+        live = LiveRequest(request, self._num_arrived, now_s - request.waited_s)
         for index in request.live_indices:
             tokens = prompt + generated[index % len(generated)]
             table = self._kv.table(tokens, list(digests), request.isolation)

@@ -1,7 +1,9 @@
-"""Who leaves so that a sequence of a better priority class can start. Asked by `prefill.py`; preempts nobody itself.
+"""Who leaves so that a sequence of a better class, or of a tenant that has had less, can start. Asked by `prefill.py`;
+preempts nobody itself.
 
 By the claimant's own class, ageing aside, against the class that the other was admitted in: no two can displace each
-other in turn, and whoever was let in for having waited long is not displaced by the next of a better class.
+other in turn, and whoever was let in for having waited long is not displaced by the next of a better class. Within a
+class a tenant of which little waits displaces a heavy one on a higher level. The heavy one displaces nobody.
 """
 
 from __future__ import annotations
@@ -23,13 +25,15 @@ class Displacement:
         self._running = running
         self._holds = holds
 
-    def is_open_to(self, claimant: Sequence) -> bool:
-        """Somebody of a strictly worse class runs."""
-        priority = claimant.live.request.priority
+    def is_open_to(self, claimant: Sequence, highest_level: int) -> bool:
+        """Somebody runs whom it may displace. `highest_level`: of any tenant."""
+        priority, account = claimant.live.request.priority, claimant.live.account
         begun, decoding = self._running.begun, self._running.decoding
-        return any(each.admitted_class > priority for each in decoding) or any(
-            each.admitted_class > priority for each in begun
-        )
+        if any(each.admitted_class > priority for each in decoding):
+            return True
+        if any(each.admitted_class > priority for each in begun):
+            return True
+        return not account.heavy and highest_level > account.level and bool(self._displaceable(claimant))
 
     def victims(self, claimant: Sequence, shared: list[Block], reserve: int) -> list[Sequence]:
         """As few as will do, the worst first; nobody when all together would not do, or when room is near.
@@ -46,7 +50,7 @@ class Displacement:
         taken: list[Sequence] = []
         uses: Counter[Block] = Counter()  # by those taken
         kept = set(shared)
-        for victim in self._worse(claimant):
+        for victim in sorted(self._displaceable(claimant), key=preemption_rank, reverse=True):
             if num_missing <= 0 and (taken or not no_row):
                 break
             taken.append(victim)
@@ -58,8 +62,12 @@ class Displacement:
             num_missing -= reserve
         return taken if num_missing <= 0 and (taken or not no_row) else []
 
-    def _worse(self, claimant: Sequence) -> list[Sequence]:
-        priority = claimant.live.request.priority
+    def _displaceable(self, claimant: Sequence) -> list[Sequence]:
         running = [*self._running.begun, *self._running.decoding]
-        worse = [each for each in running if each.admitted_class > priority]
-        return sorted(worse, key=preemption_rank, reverse=True)
+        return [each for each in running if self._yields(each, claimant)]
+
+    def _yields(self, runner: Sequence, claimant: Sequence) -> bool:
+        priority, own, its = claimant.live.request.priority, claimant.live.account, runner.live.account
+        if runner.admitted_class != priority or own.heavy:
+            return runner.admitted_class > priority
+        return its.heavy and its.level > own.level

@@ -10,10 +10,12 @@ from protocol.messages import TokenLogprob
 from workers.kv.block import Block
 from workers.scheduling.request import Request
 from workers.scheduling.sequence import Sequence
+from workers.scheduling.tenants import Account
 
 
 class LiveRequest:
     __slots__ = (
+        "account",
         "arrival",
         "arrived_s",
         "hold",
@@ -28,6 +30,7 @@ class LiveRequest:
 
     def __init__(self, request: Request, arrival: int, arrived_s: float) -> None:
         self.request = request
+        self.account = Account()  # its tenant's, from the line that it waited in last
         self.arrival = arrival  # the how-manieth request this is
         self.arrived_s = arrived_s
         self.leader = request.live_indices[0]  # computes the prompt
@@ -49,3 +52,8 @@ class LiveRequest:
         """All of them, once."""
         taken, self.prompt_logprobs = self.prompt_logprobs, None
         return None if taken is None else tuple(taken)
+
+
+def standing(live: LiveRequest) -> tuple[int, int]:
+    """Its priority class, and how far its tenant is ahead of the others: the lowest goes first."""
+    return live.request.priority, live.account.level

@@ -13,6 +13,7 @@ from workers.kv.kv_cache import KvCache
 from workers.kv.prefix_cache import PrefixNode
 from workers.scheduling.admission import AdmissionOrder, Moment, aged_class
 from workers.scheduling.displacement import Displacement
+from workers.scheduling.live_request import standing
 from workers.scheduling.load_meter import LoadMeter
 from workers.scheduling.matches import Matches
 from workers.scheduling.plan_draft import PlanDraft
@@ -76,7 +77,7 @@ class Prefill:
         self.matches.num_uncached(sequence)
 
     def to_displace(self, moment: Moment) -> list[Sequence]:
-        """Who must be preempted for the best of those waiting, which is of a better class and has no room.
+        """Who must be preempted for the best of those waiting, which has no room and goes before somebody who has.
 
         To be asked before the step's decodes are planned, for their rows and blocks are used again in the same step.
         """
@@ -123,6 +124,7 @@ class Prefill:
         sequence.num_computed = end
         self._kv.fill(sequence.table, sequence.tokens, end)
         self._meter.set_backlog(sequence, len(sequence.tokens) - end)
+        self.order.charge(sequence, end - start)
         if last:
             self._running.end_prefill(sequence)
             draft.prefilled.append(sequence)
@@ -151,7 +153,7 @@ class Prefill:
         return Admission.ADMITTED
 
     def _claimant(self, moment: Moment) -> Sequence | None:
-        """The best of those waiting, if room is all that it lacks and somebody of a worse class has some."""
+        """The best of those waiting, if room is all that it lacks and somebody whom it may displace has some."""
         if len(self.order) == len(self._running.begun):
             return None
         budget = self._tokens_a_step()
@@ -160,7 +162,7 @@ class Prefill:
                 budget -= sequence.num_remaining
                 if budget <= 0:
                     return None
-            elif not self._displacement.is_open_to(sequence):
+            elif not self._displacement.is_open_to(sequence, self.order.highest_level):
                 return None
             elif not self.matches.would_wait(sequence):
                 crowded = sequence.backlog_tokens > budget and self._too_many_begun(sequence)
@@ -168,9 +170,9 @@ class Prefill:
         return None
 
     def _too_many_begun(self, sequence: Sequence) -> bool:
-        """Of its class and better ones; so there are too many for all behind it too."""
-        priority = sequence.live.request.priority
-        ahead = sum(begun.live.request.priority <= priority for begun in self._running.begun)
+        """Of its class and level and better ones; so there are too many for all behind it too."""
+        rank = standing(sequence.live)
+        ahead = sum(standing(begun.live) <= rank for begun in self._running.begun)
         return ahead >= self._config.max_begun_prefills
 
     def _surely_too_large(self, sequence: Sequence, num_uncached: int) -> bool:

@@ -26,6 +26,9 @@ class Request:
     priority: int = 0  # lower is earlier
     adapter: str | None = None
     finished: tuple[int, ...] = ()  # sequences that ended before a move: they do not run again
+    tenant: bytes = b""  # between whom this replica is shared fairly; an opaque id
+    weight: float = 1.0  # the tenant's share against others' of 1
+    waited_s: float = 0.0  # before it came here: at its router, or where it ran before
 
     def __post_init__(self) -> None:
         if not self.prompt:
@@ -64,4 +67,7 @@ class Request:
             priority=submit.priority,
             adapter=submit.adapter,
             finished=submit.finished,
+            tenant=submit.tenant,
+            weight=submit.weight,
+            waited_s=submit.waited_s,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from workers.kv.kv_cache import KvCache
+from workers.scheduling.live_request import standing
 from workers.scheduling.load_meter import LoadMeter
 from workers.scheduling.rows import Rows
 from workers.scheduling.sequence import Sequence
@@ -52,7 +53,7 @@ class Running:
         sequence.announced = False
 
     def last(self) -> Sequence:
-        """Whom preemption takes: of the lowest priority class the one admitted last."""
+        """Whom preemption takes: the one admitted last, of the lowest class and its tenant that has had most."""
         return max([*self.begun, *self.decoding], key=preemption_rank)
 
     def check_integrity(self) -> None:
@@ -64,6 +65,6 @@ class Running:
         assert all(sequence.num_remaining > 0 for sequence in self.begun), "a begun prefill has ended"
 
 
-def preemption_rank(sequence: Sequence) -> tuple[int, int]:
+def preemption_rank(sequence: Sequence) -> tuple[tuple[int, int], int]:
     """The highest goes first."""
-    return sequence.live.request.priority, sequence.admission
+    return standing(sequence.live), sequence.admission

@@ -95,7 +95,11 @@ class Scheduler:
         """
         draft = PlanDraft()
         moment = Moment(
-            now_s, self.prefill_s_per_token, self._prefill.matches.num_uncached, self.prefill_s_per_pair
+            now_s,
+            self.prefill_s_per_token,
+            self._prefill.matches.num_uncached,
+            self.prefill_s_per_pair,
+            self._running.decoding,
         )
         self._make_room()
         for sequence in self._prefill.to_displace(moment):
@@ -247,6 +251,7 @@ class Scheduler:
             self._stop(sequence)
         if sequence in self._order:
             self._order.remove(sequence)
+        self._order.charge(sequence)
         self._meter.set_backlog(sequence, 0)
         live.sequences.remove(sequence)
         self._holds.close_if_unneeded(live)
@@ -267,6 +272,7 @@ class Scheduler:
         assert len(queued) == len(self._order) and all(each in self._order for each in queued), (
             "the order is wrong"
         )
+        self._order.check_integrity()
         assert sum(each.backlog_tokens for each in sequences) == self._meter.backlog_tokens, "a wrong backlog"
         num_active = sum(live.num_rows > 0 for live in self._requests.values())
         assert num_active == self._meter.num_running_requests, "a wrong count of running requests"

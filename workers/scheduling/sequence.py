@@ -46,6 +46,7 @@ class Sequence:
         "live",
         "most_computed",
         "most_tokens",
+        "num_charged",
         "num_computed",
         "patience_steps",
         "row",
@@ -78,6 +79,9 @@ class Sequence:
         self.stop_ids = self.eos_ids.union(sampling.stop_token_ids)
         self.row: int | None = None
         self.num_computed = 0  # tokens whose KV exists, or will when the steps launched so far have run
+        self.num_charged = len(
+            tokens
+        )  # known ones; those generated since are still to be charged to its tenant
         self.announced = False  # the receiver knows its row: plain tokens may come by that alone
         self.admission = 0  # the how-manieth admission its present one was
         self.admitted_class = live.request.priority  # at its present admission, improved by waiting

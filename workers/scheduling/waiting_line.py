@@ -1,4 +1,4 @@
-"""What all orders of admission share: a line sorted by priority class and then by the order's own key.
+"""What all orders of admission share: a line sorted by priority class, tenant's level and then the order's own key.
 
 Base of the orders in `admission_orders.py`. Keys change with time and with the cache, so the whole line is sorted anew
 once a slice; whoever arrives meanwhile is put where it belongs at once. With a thousand waiting that costs a step a
@@ -9,27 +9,30 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from bisect import bisect_left, insort
+from collections import Counter
 from collections.abc import Iterable
 
 from workers.scheduling.admission import Moment, aged_class
 from workers.scheduling.sequence import Sequence
+from workers.scheduling.tenants import GENERATED_TOKEN, Tenants
 
 SLICE_S = 0.25  # a long prefill has the budget for so long before the choice is made anew
 SLICE_MEMBERS = (
     1000  # a longer line is sorted less often in proportion, so that its share of the time is bounded
 )
 
-Place = tuple[int, float, int, int, Sequence]  # class, key, arrival, index: no two are equal
+Place = tuple[int, int, float, int, int, Sequence]  # class, level, key, arrival, index: no two are equal
 
 
 class WaitingLine(ABC):
-    """By class, then key, then arrival.
+    """By class, then level, then key, then arrival.
 
     A class improves with waiting, up to the best one that waits here: a low class cannot be starved by better ones,
-    and where all are of one class nothing changes. A preempted sequence gets its old arrival back.
+    and where all are of one class nothing changes. A preempted sequence gets its old arrival back. Levels are those
+    of `tenants.py`: 0 for all while there is one tenant.
     """
 
-    __slots__ = ("_ageing_s", "_best_class", "_line", "_newcomers", "_places", "_sorted_s")
+    __slots__ = ("_ageing_s", "_best_class", "_line", "_newcomers", "_places", "_sorted_s", "_tenants")
 
     def __init__(self, ageing_s: float | None = None) -> None:
         self._ageing_s = ageing_s
@@ -38,6 +41,7 @@ class WaitingLine(ABC):
         self._places: dict[Sequence, Place | None] = {}
         self._best_class = 0  # of those that were in the line when it was sorted, ageing aside
         self._sorted_s = float("-inf")
+        self._tenants = Tenants()
 
     @abstractmethod
     def key(self, sequence: Sequence, moment: Moment) -> float:
@@ -47,9 +51,11 @@ class WaitingLine(ABC):
         assert sequence not in self._places, "a sequence queues once"
         self._places[sequence] = None
         self._newcomers.append(sequence)
+        sequence.live.account = self._tenants.enter(sequence.live.request.tenant)
 
     def remove(self, sequence: Sequence) -> None:
         assert sequence in self._places, "only a queued sequence can leave"
+        self._tenants.leave(sequence.live.account)
         place = self._places.pop(sequence)
         if place is None:
             self._newcomers.remove(sequence)
@@ -61,6 +67,16 @@ class WaitingLine(ABC):
 
     def __len__(self) -> int:
         return len(self._places)
+
+    @property
+    def highest_level(self) -> int:
+        return self._tenants.highest_level
+
+    def charge(self, sequence: Sequence, num_prompt_tokens: int = 0) -> None:
+        live, num_tokens = sequence.live, len(sequence.tokens)
+        weighted = num_prompt_tokens + GENERATED_TOKEN * (num_tokens - sequence.num_charged)
+        sequence.num_charged = num_tokens
+        self._tenants.charge(live.request.tenant, live.account, weighted / live.request.weight)
 
     def ranked(self, moment: Moment) -> Iterable[Sequence]:
         newcomers, self._newcomers = self._newcomers, []
@@ -75,8 +91,16 @@ class WaitingLine(ABC):
     def _sort(self, newcomers: list[Sequence], moment: Moment) -> None:
         sequences = [place[-1] for place in self._line] + newcomers  # nearly sorted already
         self._best_class = min(map(_priority, sequences), default=0)
+        self._settle(sequences, moment)
         self._line = sorted([self._placed(each, moment) for each in sequences])
         self._sorted_s = moment.now_s
+
+    def _settle(self, sequences: list[Sequence], moment: Moment) -> None:
+        if len(self._tenants) > 1:
+            for sequence in moment.decoding:
+                self.charge(sequence)
+        self._tenants.count([(each.live.account, each.backlog_tokens) for each in sequences])
+        self._tenants.settle(moment.prefill_s_per_token)
 
     def _insert(self, newcomers: list[Sequence], moment: Moment) -> None:
         """Begun ones are placed anew too: nobody may overtake them for what they had left a while ago."""
@@ -90,9 +114,13 @@ class WaitingLine(ABC):
         live, best = sequence.live, self._best_class
         is_best = live.request.priority <= best  # as most are: then age changes nothing
         aged = best if is_best else max(best, aged_class(sequence, moment.now_s, self._ageing_s))
-        place = aged, self.key(sequence, moment), live.arrival, sequence.index, sequence
+        place = aged, live.account.level, self.key(sequence, moment), live.arrival, sequence.index, sequence
         self._places[sequence] = place
         return place
+
+    def check_integrity(self) -> None:
+        assert len(self._line) + len(self._newcomers) == len(self._places), "one has no place, or two"
+        self._tenants.check_integrity(Counter(each.live.request.tenant for each in self._places))
 
 
 def _priority(sequence: Sequence) -> int:
