@@ -15,7 +15,7 @@ from dataclasses import replace
 from controller.changes import drainable, finished, resized, scaled, settled, taken_back, upgraded
 from controller.config import DeploymentConfig, Routers
 from controller.demand_watch import DemandWatch
-from controller.events import Event, noted
+from controller.events import noted
 from controller.log import log
 from controller.names import is_router, router_name, router_on
 from controller.published import Published
@@ -26,7 +26,7 @@ from controller.state import DeploymentState, Store
 from controller.status import DeploymentStatus, status_of
 from controller.tending import Tending
 from controller.unit import Launcher, Unit, UnitRecord
-from protocol.membership import Membership, ReplicaInfo, ReplicaState
+from protocol.membership import DeploymentView, Event, Membership, ReplicaInfo, ReplicaState
 
 NODES_INTERVAL_S = 2.0
 
@@ -53,7 +53,7 @@ class Controller:
         self._saving = asyncio.Lock()
         self._adopted = asyncio.Event()
         self._stopped = asyncio.Event()
-        self._replicas: Published[tuple[ReplicaInfo, ...]] = Published()
+        self._members: Published[tuple[tuple[ReplicaInfo, ...], DeploymentView]] = Published()
         self._status: Published[DeploymentStatus] = Published()
 
     async def run(self) -> None:
@@ -79,8 +79,9 @@ class Controller:
     # What it is asked
 
     async def membership(self, version: int | None) -> Membership:
-        """The replicas as soon as they are others than those of the caller's version."""
-        return Membership(*await self._replicas.other_than(version))
+        """As soon as it is another than the caller's version."""
+        version, (replicas, view) = await self._members.other_than(version)
+        return Membership(version, replicas, view)
 
     async def status(self, version: int | None) -> tuple[int, DeploymentStatus]:
         return await self._status.other_than(version)
@@ -275,19 +276,17 @@ class Controller:
         """Nothing before all has been adopted: an empty membership would cut every router off."""
         infos = [unit.info() for unit in sorted(self._units.values(), key=lambda unit: unit.name)]
         replicas = tuple(info for info in infos if not is_router(info.replica_id))
-        self._replicas.publish(replicas)
-        hopeless = next((unit.detail for unit in self._units.values() if unit.hopeless), "")
-        routers = tuple(info for info in infos if is_router(info.replica_id))
-        status = status_of(replicas, routers, hopeless, self._stopping)
-        self._status.publish(
-            replace(
-                status,
-                num_wanted=self._state.config.replicas,
-                upgrading=self._state.previous is not None,
-                upgrade_error=self._state.upgrade_error,
-                events=self._state.events,
-            )
+        state = self._state
+        view = DeploymentView(
+            num_wanted=0 if self._stopping else state.config.replicas,
+            routers=tuple(info for info in infos if is_router(info.replica_id)),
+            upgrading=state.previous is not None,
+            upgrade_error=state.upgrade_error,
+            events=state.events,
         )
+        self._members.publish((replicas, view))
+        hopeless = next((unit.detail for unit in self._units.values() if unit.hopeless), "")
+        self._status.publish(status_of(replicas, view, hopeless, self._stopping))
 
     async def _await_change(self, look_again_at_s: float | None) -> None:
         """Ray tells nobody when nodes come and go, nor is demand an event: what matters is asked for again soon."""

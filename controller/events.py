@@ -1,17 +1,10 @@
-"""The deployment's diary: what happened to which unit, and why. Bounded; kept with the state, shown by `status`."""
+"""What happened to which unit of a deployment, and why. Bounded; kept with the state, shown by `trunkline status`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from protocol.membership import Event
 
 MOST = 50
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    at: float  # seconds since the epoch
-    unit: str  # empty: of the deployment
-    text: str
 
 
 def noted(events: tuple[Event, ...], event: Event) -> tuple[Event, ...]:

@@ -16,11 +16,10 @@ from typing import Any, Protocol
 from ray.experimental import internal_kv
 
 from controller.config import DeploymentConfig
-from controller.events import Event
 from controller.names import NAMESPACE
 from controller.unit import UnitFacts, UnitRecord
 from protocol.deployment_secrets import DeploymentSecrets
-from protocol.membership import WorkerInfo
+from protocol.membership import Event, WorkerInfo
 
 _KEY = b"deployment"
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from controller.events import Event
-from protocol.membership import ReplicaInfo, ReplicaState
+from protocol.membership import DeploymentView, ReplicaInfo, ReplicaState
 
 
 class Phase(enum.Enum):
@@ -21,12 +20,12 @@ class Phase(enum.Enum):
 class DeploymentStatus:
     phase: Phase
     replicas: tuple[ReplicaInfo, ...]
-    routers: tuple[ReplicaInfo, ...]
+    view: DeploymentView
     detail: str = ""  # why it is hopeless
-    num_wanted: int = 0  # replicas
-    upgrading: bool = False
-    upgrade_error: str = ""  # why the last upgrade was taken back
-    events: tuple[Event, ...] = ()
+
+    @property
+    def routers(self) -> tuple[ReplicaInfo, ...]:
+        return self.view.routers
 
     @property
     def num_ready(self) -> int:
@@ -45,9 +44,9 @@ def url_of(host: str, port: int) -> str:
 
 
 def status_of(
-    replicas: tuple[ReplicaInfo, ...], routers: tuple[ReplicaInfo, ...], hopeless: str, stopping: bool
+    replicas: tuple[ReplicaInfo, ...], view: DeploymentView, hopeless: str, stopping: bool
 ) -> DeploymentStatus:
-    units = (*replicas, *routers)
+    units = (*replicas, *view.routers)
     if stopping:
         phase = Phase.STOPPING if units else Phase.STOPPED
     elif hopeless:
@@ -56,4 +55,4 @@ def status_of(
         phase = Phase.READY
     else:
         phase = Phase.STARTING
-    return DeploymentStatus(phase, replicas, routers, hopeless)
+    return DeploymentStatus(phase, replicas, view, hopeless)

@@ -34,8 +34,29 @@ class ReplicaInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class Event:
+    """What happened to a unit (a replica or a router), and why."""
+
+    at: float  # seconds since the epoch
+    unit: str  # empty: to the deployment
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeploymentView:
+    """What routers show of the deployment and need not know."""
+
+    num_wanted: int  # replicas
+    routers: tuple[ReplicaInfo, ...] = ()
+    upgrading: bool = False
+    upgrade_error: str = ""  # why the last upgrade was taken back
+    events: tuple[Event, ...] = ()  # the latest, the oldest first
+
+
+@dataclass(frozen=True, slots=True)
 class Membership:
     """A version grows with every change; a router asks for the first one newer than its own."""
 
     version: int
     replicas: tuple[ReplicaInfo, ...]
+    deployment: DeploymentView | None = None

@@ -159,10 +159,8 @@ class Dispatcher:
             return  # cancelled here, not there yet
         if generation.num_cached_tokens is None and not generation.moves:
             self._compare(view, generation, output.num_cached_tokens)
-        view.settle(output.request_id)
-        self._overload.prefilled(generation)
-        if generation.placement is not None:
-            self._index.withdraw(generation.placement.expectation)  # its prefill is over: events speak for it
+        if not generation.heard:
+            self._prefilled(view, generation)
         if output.finish_reason is FinishReason.ABORT and generation.expires_at is not None:
             self._time_out(generation)  # the replica's clock was faster
             return
@@ -173,6 +171,14 @@ class Dispatcher:
             self._release(generation)
         if was_apart:
             self._mover.seat_waiting()
+
+    def _prefilled(self, view: ReplicaView, generation: Generation) -> None:
+        """Its first output at its present place has come, so its prefill is over: events speak for its blocks."""
+        placement = generation.placement
+        assert placement is not None, "only a placed request has outputs"
+        view.settle(placement.wire_id)
+        self._overload.prefilled(generation)
+        self._index.withdraw(placement.expectation)
 
     def reject(self, view: ReplicaView, rejected: Rejected) -> None:
         generation = view.live.get(rejected.request_id)

@@ -197,7 +197,7 @@ def _cheapest(request: RoutingRequest, best_match: int, loads: ReplicaColumns) -
     evict_s = eviction_seconds(request.num_prompt_tokens, matched, loads)
     others = (loads.others_prefill_s, loads.num_others)
     columns = (prefill_s, least_s, evict_s, *others, loads.decode_s, loads.num_in_flight)
-    floors = [
+    floors: list[float] = [
         own_s
         + price * (own_s - least)
         + evicted_s

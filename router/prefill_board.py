@@ -86,8 +86,8 @@ class PrefillBoard:
     ) -> None:
         """A replica's own word after a step, told later than all first tokens of that step.
 
-        `free_tokens`: for so many it has blocks that nobody uses and in which nothing is cached. `num_waiting`: requests
-        no part of which runs yet.
+        `free_tokens`: for so many it has blocks that nobody uses and in which nothing is cached.
+        `num_waiting`: requests no part of which runs yet.
         """
         place = self._places[replica]
         self._speeds.report(place, speeds)

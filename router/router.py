@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from protocol.demand import RouterDemand
 from protocol.deployment_secrets import DeploymentSecrets
 from protocol.errors import Draining, ReplicaLost
-from protocol.membership import ReplicaInfo
+from protocol.membership import DeploymentView, Membership, ReplicaInfo
 from protocol.messages import Identity
 from router.deployment import Deployment
 from router.dispatcher import Dispatcher
@@ -60,10 +60,15 @@ class Router:
             clock,
         )
         self._membership_lock = asyncio.Lock()
+        self._view: DeploymentView | None = None  # the controller's
         self._draining = False
         self._max_model_len: int | None = None
 
     # Replicas
+
+    async def follow(self, membership: Membership) -> None:
+        self._view = membership.deployment
+        await self.set_replicas(membership.replicas)
 
     async def set_replicas(self, replicas: Sequence[ReplicaInfo]) -> None:
         """Follow the controller's membership: what is new is connected to, what is gone is left."""
@@ -181,6 +186,7 @@ class Router:
             num_queued_tokens=self._dispatcher.num_queued_tokens,
             max_queued_tokens=self._dispatcher.max_queued_tokens,
             num_index_bytes=self._index.num_bytes,
+            deployment=self._view,
         )
 
     async def aclose(self) -> None:

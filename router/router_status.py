@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
-from protocol.membership import ReplicaState, WorkerInfo
+from protocol.membership import DeploymentView, ReplicaState, WorkerInfo
 from protocol.messages import Load
 from router.prefix_index import IndexState
 from router.routed_request import Decision, Reason
@@ -52,6 +52,7 @@ class RouterStatus:
     num_queued_tokens: int = 0  # uncached ones of prompts that this router took and that are not computed yet
     max_queued_tokens: int | None = None  # beyond it requests are refused; None: no replica, no such bound
     num_index_bytes: int = 0  # that the prefix index takes
+    deployment: DeploymentView | None = None  # as the controller told last
 
 
 @dataclass(slots=True)

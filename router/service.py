@@ -111,7 +111,7 @@ class RouterService:
 
     async def _follow(self, router: Router) -> None:
         async for membership in self._memberships:
-            await router.set_replicas(membership.replicas)
+            await router.follow(membership)
 
     async def _listen(self, router: Router, source: ModelSource) -> HttpServer:
         from router.http.api import create_app

@@ -53,9 +53,9 @@ def upgrade(options: argparse.Namespace) -> int:
         if options.no_wait:
             print("The upgrade has begun.")
             return 0
-        status = asyncio.run(_follow(deployment, lambda status: not status.upgrading))
-    if status.upgrade_error:
-        print(f"The upgrade has been taken back: {status.upgrade_error}")
+        status = asyncio.run(_follow(deployment, lambda status: not status.view.upgrading))
+    if status.view.upgrade_error:
+        print(f"The upgrade has been taken back: {status.view.upgrade_error}")
         return 1
     print("The upgrade is through.")
     return 0
@@ -66,7 +66,7 @@ async def _follow(deployment: Deployment, reached: Callable[[DeploymentStatus], 
     progress: Progress | None = None
     try:
         async for status in deployment.statuses():
-            progress = progress or Progress(status.num_wanted)
+            progress = progress or Progress(status.view.num_wanted)
             progress.show(status)
             if reached(status):
                 return status

@@ -5,14 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import time
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from typing import Any
 
 from protocol.errors import InvalidRequest, NoReplica
 
 TIMEOUT_S = 10.0
-COLUMNS = ("REPLICA", "STATE", "INCARNATION", "RANK", "PID", "NODE")
+COLUMNS = ("UNIT", "STATE", "INCARNATION", "RANK", "PID", "NODE")
+NUM_EVENTS = 8
 
 
 def run(options: argparse.Namespace) -> int:
@@ -43,21 +46,62 @@ def fetch(url: str, api_key: str | None) -> dict[str, Any]:
 
 
 def render(status: dict[str, Any]) -> str:
-    """One line a worker, then why a replica is not ready."""
+    """What is wanted and what there is; one line a worker; why something is not ready; what happened last."""
+    replicas, deployment = status.get("replicas", []), status.get("deployment") or {}
+    parts = [_summary(replicas, deployment), *_table(replicas, deployment.get("routers", []))]
+    if reasons := [_reason(each) for each in replicas if _troubled(each)]:
+        parts += ["", *reasons]
+    if events := deployment.get("events", [])[-NUM_EVENTS:]:
+        parts += ["", *(_event(event) for event in events)]
+    return "\n".join(parts)
+
+
+def _summary(replicas: Sequence[dict[str, Any]], deployment: dict[str, Any]) -> str:
+    num_ready = sum(each["state"] == "ready" for each in replicas)
+    wanted = deployment.get("wanted_replicas", len(replicas))
+    notes = [f"{num_ready} of {wanted} replicas are ready"]
+    if deployment.get("upgrading"):
+        notes.append("an upgrade is under way")
+    if deployment.get("upgrade_error"):
+        notes.append(f"the last upgrade was taken back: {deployment['upgrade_error']}")
+    return "; ".join(notes)
+
+
+def _table(replicas: Sequence[dict[str, Any]], routers: Sequence[dict[str, Any]]) -> list[str]:
     rows = [COLUMNS]
-    reasons = []
-    for replica in status.get("replicas", []):
+    for replica in replicas:
         head = (str(replica["id"]), str(replica["state"]), str(replica["incarnation"]))
-        workers = replica.get("workers", [])
-        ranks = [(str(each["rank"]), str(each["pid"]), str(each["node"])[:12]) for each in workers]
+        ranks = [
+            (str(each["rank"]), str(each["pid"]), str(each["node"])[:12])
+            for each in replica.get("workers", [])
+        ]
         rows += [(*head, *rank) for rank in ranks or [("-", "-", "-")]]
-        if replica.get("detail") and replica["state"] != "ready":
-            reasons.append(f"{replica['id']}: {replica['detail']}")
+    rows += [
+        (str(each["id"]), str(each["state"]), str(each["incarnation"]), "-", "-", _address(each))
+        for each in routers
+    ]
     widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
-    lines = [
+    return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     ]
-    return "\n".join([*lines, *(["", *reasons] if reasons else [])])
+
+
+def _address(router: dict[str, Any]) -> str:
+    return f"{router['host']}:{router['port']}" if router.get("host") else "-"
+
+
+def _troubled(replica: dict[str, Any]) -> bool:
+    return bool(replica.get("detail")) and (replica["state"] != "ready" or not replica.get("accepting", True))
+
+
+def _reason(replica: dict[str, Any]) -> str:
+    return f"{replica['id']}: {replica['detail']}"
+
+
+def _event(event: dict[str, Any]) -> str:
+    """In the reader's own time."""
+    at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event["at"]))
+    return f"{at}  {event['unit'] or 'deployment'}: {event['text']}"
 
 
 def _message(body: bytes) -> str:

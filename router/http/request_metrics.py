@@ -7,13 +7,11 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from router.http.token_tally import TokenTally
+
 _TTFT_S = (
     *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0),
     *(2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0, 2560.0),
-)
-_INTER_TOKEN_S = (
-    *(0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0),
-    *(2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0),
 )
 _E2E_S = (
     *(0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0),
@@ -37,9 +35,6 @@ class RequestMetrics:
         self.time_to_first_token = histogram(
             "time_to_first_token_seconds", "From the request's arrival to its first token.", _TTFT_S
         )
-        self.inter_token_latency = histogram(
-            "inter_token_latency_seconds", "Between two tokens of one sequence.", _INTER_TOKEN_S
-        )
         self.e2e_latency = histogram(
             "e2e_request_latency_seconds", "From the request's arrival to its last token.", _E2E_S
         )
@@ -55,7 +50,8 @@ class RequestMetrics:
         self.queried_tokens = counter(
             "prefix_cache_queries", "Prompt tokens that were looked for in a cache."
         )
-        self.generation_tokens = counter("generation_tokens", "Tokens that were generated.")
+        self.tokens = TokenTally(model)
+        registry.register(self.tokens)
         self.in_flight = Gauge(
             "trunkline_requests_in_flight", "Requests at this endpoint.", ["model_name"], registry=registry
         ).labels(model)
@@ -97,12 +93,9 @@ class RequestTiming:
             self._metrics.time_to_first_token.observe(now - self._began)
             self.computed(num_cached_tokens)
         self._num_tokens += count
-        self._metrics.generation_tokens.inc(count)
         last = self._last[index]
         self._last[index] = now
-        if last is not None:
-            for _ in range(count):
-                self._metrics.inter_token_latency.observe((now - last) / count)
+        self._metrics.tokens.add(count, None if last is None else now - last)
 
     def computed(self, num_cached_tokens: int) -> None:
         """The prompt is done: with its first token, or without one where it was only to be scored."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from protocol.membership import DeploymentView
 from router.http.serving import Serving
 from router.router_status import ReplicaStatus, RouterStatus
 
@@ -36,6 +37,27 @@ def status_json(status: RouterStatus, version: str) -> dict[str, Any]:
         "requests": status.num_live_requests,
         "waiting_requests": status.num_waiting_requests,
         "replicas": [_replica_json(replica) for replica in status.replicas],
+        "deployment": None if status.deployment is None else _deployment_json(status.deployment),
+    }
+
+
+def _deployment_json(view: DeploymentView) -> dict[str, Any]:
+    return {
+        "wanted_replicas": view.num_wanted,
+        "upgrading": view.upgrading,
+        "upgrade_error": view.upgrade_error,
+        "routers": [
+            {
+                "id": router.replica_id,
+                "state": router.state.value,
+                "incarnation": router.incarnation,
+                "host": router.host,
+                "port": router.port,
+                "detail": router.detail,
+            }
+            for router in view.routers
+        ],
+        "events": [dataclasses.asdict(event) for event in view.events],
     }
 
 

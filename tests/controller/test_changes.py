@@ -43,7 +43,7 @@ async def routers(scene: Scene, until: str) -> list[str]:
 
 
 async def texts(scene: Scene) -> list[str]:
-    return [f"{event.unit} {event.text}".strip() for event in (await status(scene)).events]
+    return [f"{event.unit} {event.text}".strip() for event in (await status(scene)).view.events]
 
 
 async def test_scaling_up_starts_more_and_down_drains_some(scene: Scene) -> None:
@@ -143,7 +143,7 @@ async def test_an_upgrade_replaces_every_replica_and_no_router(scene: Scene) -> 
     await scene.controller.upgrade(build_config({"replicas": 2, "max_num_seqs": 8}))
     after = await status(scene)
     assert [each.replica_id for each in after.replicas] == ["replica-2", "replica-3"]
-    assert (after.upgrading, after.routers[0].incarnation) == (False, 1)
+    assert (after.view.upgrading, after.routers[0].incarnation) == (False, 1)
     assert (await texts(scene))[-1] == "the upgrade is through"
 
 
@@ -161,7 +161,7 @@ async def test_an_upgrade_to_what_runs_replaces_nothing(scene: Scene) -> None:
     scene.start(replicas=2)
     await scene.settle()
     await scene.controller.upgrade(build_config({"replicas": 2}))
-    assert await ready(scene) == ["replica-0.1", "replica-1.1"] and not (await status(scene)).upgrading
+    assert await ready(scene) == ["replica-0.1", "replica-1.1"] and not (await status(scene)).view.upgrading
 
 
 async def test_an_upgrade_whose_first_replica_cannot_start_is_taken_back(scene: Scene) -> None:
@@ -171,7 +171,7 @@ async def test_an_upgrade_whose_first_replica_cannot_start_is_taken_back(scene: 
     await scene.controller.upgrade(build_config({"replicas": 2, "max_num_seqs": 8}))
     after = await status(scene)
     assert await ready(scene) == ["replica-0.1", "replica-1.1"]
-    assert after.upgrade_error == "replica-2: 65 heads do not divide by 2" and not after.upgrading
+    assert after.view.upgrade_error == "replica-2: 65 heads do not divide by 2" and not after.view.upgrading
     assert scene.store.state is not None and scene.store.state.config.max_num_seqs == 64
 
 
@@ -181,7 +181,7 @@ async def test_an_upgrade_that_fails_half_way_brings_the_old_ones_back(scene: Sc
     scene.launcher.fails = {f"replica-2.{number}": StartFailed("out of memory") for number in (1, 2)}
     await scene.controller.upgrade(build_config({"replicas": 2, "max_num_seqs": 8, "upgrade": {"surge": 0}}))
     assert await ready(scene) == ["replica-0.1", "replica-1.2"]
-    assert (await status(scene)).upgrade_error == "replica-2: out of memory"
+    assert (await status(scene)).view.upgrade_error == "replica-2: out of memory"
 
 
 async def test_one_failure_of_a_new_replica_is_no_reason_to_go_back(scene: Scene) -> None:
@@ -189,7 +189,7 @@ async def test_one_failure_of_a_new_replica_is_no_reason_to_go_back(scene: Scene
     scene.start(replicas=1)
     await scene.settle()
     await scene.controller.upgrade(build_config({"replicas": 1, "max_num_seqs": 8}))
-    assert await ready(scene) == ["replica-1.2"] and (await status(scene)).upgrade_error == ""
+    assert await ready(scene) == ["replica-1.2"] and (await status(scene)).view.upgrade_error == ""
 
 
 async def test_a_successor_goes_on_with_an_upgrade(scene: Scene) -> None:
@@ -202,7 +202,7 @@ async def test_a_successor_goes_on_with_an_upgrade(scene: Scene) -> None:
     scene.launcher.held = set()
     scene.start(replicas=2)
     after = await status(scene)
-    assert not after.upgrading and {each.state for each in after.replicas} == {ReplicaState.READY}
+    assert not after.view.upgrading and {each.state for each in after.replicas} == {ReplicaState.READY}
     assert scene.store.state is not None
     assert len({unit.revision for unit in scene.store.state.units if "replica" in unit.unit}) == 1
     assert scene.store.state.config.max_num_seqs == 8

@@ -5,12 +5,11 @@ from __future__ import annotations
 import pytest
 
 from controller.config import build_config
-from controller.events import Event
 from controller.names import ActorName, parse_actor_name
 from controller.state import DeploymentState
 from controller.unit import UnitFacts, UnitRecord
 from protocol.deployment_secrets import DeploymentSecrets
-from protocol.membership import WorkerInfo
+from protocol.membership import Event, WorkerInfo
 
 
 def test_a_state_survives_its_storage() -> None:

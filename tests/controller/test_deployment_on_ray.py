@@ -198,12 +198,12 @@ async def test_an_upgrade_that_cannot_start_leaves_what_runs(
     before = await until(deployment, is_ready)
     (tmp_path / "hopeless").touch()
     await deployment.upgrade(fake_config(replicas=1, max_num_seqs=8))
-    status = await until(deployment, lambda status: not status.upgrading)
-    assert status.upgrade_error == "replica-1: this model cannot be served"
+    status = await until(deployment, lambda status: not status.view.upgrading)
+    assert status.view.upgrade_error == "replica-1: this model cannot be served"
     (tmp_path / "hopeless").unlink()
     await deployment.upgrade(fake_config(replicas=1, max_num_seqs=8))
-    after = await until(deployment, lambda status: not status.upgrading)
-    assert after.upgrade_error == "" and after.num_ready == 1
+    after = await until(deployment, lambda status: not status.view.upgrading)
+    assert after.view.upgrade_error == "" and after.num_ready == 1
     assert not set(pids(after.replicas[0])) & set(pids(before.replicas[0]))
 
 

@@ -1,4 +1,4 @@
-"""Two routers behind a real nginx, under load: one is killed; replicas are scaled, drained, upgraded. Nothing is lost."""
+"""Two routers behind a real nginx, under load: one is killed; replicas are scaled, drained, upgraded. None is lost."""
 
 from __future__ import annotations
 

@@ -126,6 +126,28 @@ def test_a_long_prefill_that_has_waited_is_not_overtaken_any_more() -> None:
     assert (old.num_overtaken, old.ahead_s) == (0, 0.5)
 
 
+@pytest.mark.parametrize(("num_others", "ahead_s", "num_overtaken"), [(0, 8.0, 0), (2, 0.0, 2), (50, 8.0, 0)])
+def test_what_other_routers_sent_counts_as_so_many_average_prefills(
+    num_others: int, ahead_s: float, num_overtaken: int
+) -> None:
+    """Two of 4 s are overtaken by one of 0.5 s, fifty of 0.16 s are not."""
+    others = Replica("a", others_s=8.0, num_others=num_others)
+    (terms,) = cost_table(RoutingRequest(7_700, [0]), columns(others))
+    assert (terms.ahead_s, terms.num_overtaken) == (ahead_s, num_overtaken)
+    assert decide(others, tokens=7_700).cost == pytest.approx(terms.cost_s)
+
+
+@pytest.mark.parametrize(("priority", "ahead_s", "num_overtaken"), [(0, 0.0, 2), (1, 0.2, 1), (2, 9.2, 0)])
+def test_a_better_class_is_ahead_and_a_worse_one_overtaken_whatever_they_take(
+    priority: int, ahead_s: float, num_overtaken: int
+) -> None:
+    loads = columns(Replica("a"))
+    tiny, huge = UnfinishedPrefill(0.2, 100.0, priority=1), UnfinishedPrefill(9.0, 100.0, priority=1)
+    loads = replace(loads, unfinished=[[tiny, huge]])
+    (terms,) = cost_table(RoutingRequest(7_700, [0], priority=priority), loads)
+    assert (terms.ahead_s, terms.num_overtaken) == (pytest.approx(ahead_s), num_overtaken)
+
+
 def test_a_slower_replica_counts_as_slower() -> None:
     slow = Replica("slow", speeds=(0.015, 3 / 16_000, 0.0, 0.02))
     assert decide(slow, Replica("fast", unfinished=((0.5, 0.0),))).replica == "fast"

@@ -93,6 +93,17 @@ def test_what_a_replica_has_beyond_our_dispatches_others_sent(board: PrefillBoar
     assert (loads.num_in_flight[0], board.waiting_prefill_tokens("a")) == (5, 2_900)
 
 
+def test_how_many_others_sent_is_what_waits_and_one_that_runs_less_our_own(board: PrefillBoard) -> None:
+    send(board, "one", 900)
+    for _ in range(2):
+        report(board, waiting=2_900, num_waiting=3)
+    assert board.columns(0.0).num_others == [3, 0]
+    report(board, waiting=900, num_waiting=3)
+    assert board.columns(0.0).num_others == [0, 0]
+    report(board, waiting=901, num_waiting=0)
+    assert board.columns(0.0).num_others == [1, 0]
+
+
 def test_what_it_has_less_of_is_computed_already_of_the_first_in_its_order(board: PrefillBoard) -> None:
     send(board, "long", 8_000)
     send(board, "short", 900, now_s=0.5)

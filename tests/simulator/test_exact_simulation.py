@@ -154,6 +154,13 @@ def test_our_policy_predicts_what_will_be_cached(sequential_trace: list[TraceReq
     assert policy.predicted == cached and sum(cached.values()) > 0
 
 
+def test_a_hot_prompt_that_comes_four_times_before_its_first_prefill_ends_is_computed_once() -> None:
+    first = prompt(0, 0.0, 20)
+    again = [replace(first, index=index, arrival_s=0.01 * index) for index in range(1, 4)]
+    cached = {index: each.cached_tokens for index, (each, _) in by_index(ran([first, *again])).items()}
+    assert cached == {0: 0} | dict.fromkeys((1, 2, 3), first.num_tokens - 64)
+
+
 def test_other_policies_are_told_what_is_cached_in_blocks_of_the_trace(
     busy_trace: list[TraceRequest],
 ) -> None:

@@ -12,6 +12,12 @@ from simulator.simulation import Deployment, Simulation
 from simulator.trace import BLOCK_TOKENS, TraceRequest
 
 CACHE_BLOCKS = 1000
+FLOODS = [
+    Flood(2, lasts_s=40.0),
+    Flood(8, lasts_s=20.0),
+    Flood(2, overload=2.0),
+    Flood(4, overload=10.0, lasts_s=10.0),
+]
 
 
 def ran(requests: list[TraceRequest], num_replicas: int) -> Simulation:
@@ -26,9 +32,9 @@ def lights_median_s(flood: Flood, requests: list[TraceRequest]) -> float:
     return median(ttfts_s(ran(requests, flood.num_replicas), flood.light()))
 
 
-@pytest.mark.parametrize("flood", [Flood(2, lasts_s=30.0), Flood(8, lasts_s=15.0), Flood(2, overload=1.3)])
+@pytest.mark.parametrize("flood", FLOODS)
 def test_a_flood_does_not_double_anothers_median_time_to_the_first_token(flood: Flood) -> None:
-    """And without tenants it would be many times as long."""
+    """And if nobody knew whose requests are whose, it would be many times as long."""
     alone_s = lights_median_s(flood, together(flood.light()))
     both = together(flood.light(), flood.heavy())
     assert lights_median_s(flood, both) <= 2.0 * alone_s
@@ -73,10 +79,10 @@ def test_a_flood_is_the_same_again_and_as_heavy_as_it_says() -> None:
 
 
 def test_a_cold_request_is_served_under_a_stream_of_hot_ones() -> None:
-    """Longest match first would leave it to the end."""
+    """Longest match first leaves it to the end of the stream."""
     hot = tuple(range(40))
     stream = [
-        TraceRequest(number, 0.05 * number, 41 * BLOCK_TOKENS, 1, (*hot, 1000 + number))
+        TraceRequest(number, 0.06 * number, 41 * BLOCK_TOKENS, 1, (*hot, 1000 + number))
         for number in range(1200)
     ]
     cold = TraceRequest(0, 5.0, 20 * BLOCK_TOKENS, 1, tuple(range(5000, 5020)))
@@ -87,4 +93,4 @@ def test_a_cold_request_is_served_under_a_stream_of_hot_ones() -> None:
         )
         simulation.run()
         waited_s[name] = ttfts_s(simulation, [cold])[0]
-    assert waited_s[OUR_ORDER] < 30.0 < waited_s["longest-match"]
+    assert waited_s[OUR_ORDER] < 40.0 < 60.0 < waited_s["longest-match"]

@@ -66,3 +66,16 @@ def test_a_wrong_line_is_named_by_number(write_trace: Write, text: str, sentence
 def test_time_does_not_stand_still_nor_run_backwards(write_trace: Write, speed: float) -> None:
     with pytest.raises(InvalidRequest, match="--speed must be above zero"):
         read_trace(write_trace(line()), speed)
+
+
+def test_a_row_may_say_whose_it_is_and_of_which_class(write_trace: Write) -> None:
+    plain = json.loads(line())
+    rows = [plain, {**plain, "tenant": "a", "priority": -1}]
+    requests = read_trace(write_trace("\n".join(map(json.dumps, rows))))
+    assert [(request.tenant, request.priority) for request in requests] == [("", 0), ("a", -1)]
+
+
+def test_a_priority_that_is_no_number_is_named_by_line(write_trace: Write) -> None:
+    row = {**json.loads(line()), "priority": "first"}
+    with pytest.raises(InvalidRequest, match="line 1"):
+        read_trace(write_trace(json.dumps(row)))

@@ -11,14 +11,17 @@ import pytest
 
 from controller.config import DeploymentConfig
 from controller.status import DeploymentStatus, Phase
-from protocol.membership import ReplicaInfo, ReplicaState
+from protocol.membership import DeploymentView, ReplicaInfo, ReplicaState
 from trunkline import change
 from trunkline.cli import main
 
 READY = ReplicaInfo("replica-0", ReplicaState.READY, 1)
 STARTING = ReplicaInfo("replica-1", ReplicaState.STARTING, 1)
-ONE = DeploymentStatus(Phase.READY, (READY,), (), num_wanted=1)
-TWO = replace(ONE, replicas=(READY, replace(STARTING, state=ReplicaState.READY)), num_wanted=2)
+VIEW = DeploymentView(num_wanted=1)
+ONE = DeploymentStatus(Phase.READY, (READY,), VIEW)
+TWO = replace(ONE, replicas=(READY, replace(STARTING, state=ReplicaState.READY)))
+UPGRADING = replace(ONE, view=replace(VIEW, upgrading=True))
+TAKEN_BACK = replace(ONE, view=replace(VIEW, upgrade_error="replica-2: out of memory"))
 
 
 class Running:
@@ -85,7 +88,7 @@ def test_drain_names_the_replica(running: Running, capsys: pytest.CaptureFixture
     assert "replica-0 is gone" in capsys.readouterr().out
 
 
-@shows(replace(ONE, upgrading=True), replace(ONE, upgrade_error="replica-2: out of memory"))
+@shows(UPGRADING, TAKEN_BACK)
 def test_an_upgrade_that_is_taken_back_fails_and_says_why(
     running: Running, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -95,7 +98,7 @@ def test_an_upgrade_that_is_taken_back_fails_and_says_why(
     assert capsys.readouterr().out == "The upgrade has been taken back: replica-2: out of memory\n"
 
 
-@shows(replace(ONE, upgrading=True), ONE)
+@shows(UPGRADING, ONE)
 def test_an_upgrade_that_is_through_says_so(
     running: Running, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -55,13 +55,35 @@ def url() -> Iterator[str]:
 
 def test_a_line_a_worker_and_the_reason_of_what_is_not_ready() -> None:
     assert render(STATUS).splitlines() == [
-        "REPLICA    STATE   INCARNATION  RANK  PID  NODE",
+        "1 of 2 replicas are ready",
+        "UNIT       STATE   INCARNATION  RANK  PID  NODE",
         "replica-0  ready   1            0     11   nnnnnnnnnnnn",
         "replica-0  ready   1            1     12   m",
         "replica-1  failed  7            -     -    -",
         "",
         "replica-1: out of memory",
     ]
+
+
+def test_what_is_wanted_and_what_happened_last_is_told() -> None:
+    deployment = {
+        "wanted_replicas": 3,
+        "upgrading": True,
+        "upgrade_error": "",
+        "routers": [
+            {"id": "router-0", "state": "ready", "incarnation": 2, "host": "::1", "port": 8, "detail": ""}
+        ],
+        "events": [{"at": number, "unit": "", "text": f"event {number}"} for number in range(20)],
+    }
+    lines = render({"replicas": [STATUS["replicas"][0]], "deployment": deployment}).splitlines()
+    assert lines[0] == "1 of 3 replicas are ready; an upgrade is under way"
+    assert lines[4] == "router-0   ready  2            -     -    ::1:8"
+    assert [line[-8:] for line in lines[6:]] == [f"event {number:2}" for number in range(12, 20)]
+
+
+def test_a_ready_replica_that_takes_nothing_says_why() -> None:
+    hung = {**STATUS["replicas"][0], "accepting": False, "detail": "no step for 60 s"}
+    assert render({"replicas": [hung]}).splitlines()[-1] == "replica-0: no step for 60 s"
 
 
 def test_json_is_what_the_router_said(url: str, capsys: pytest.CaptureFixture[str]) -> None:

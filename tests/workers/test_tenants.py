@@ -110,15 +110,13 @@ def test_many_short_ones_make_a_tenant_heavy_too() -> None:
     assert arrivals(order, 0.01)[0] == 99
 
 
-@pytest.mark.parametrize("now_s", [0.01, SLICE_S])
-def test_while_nobody_is_heavy_levels_are_one(now_s: float) -> None:
+def test_while_nobody_is_heavy_all_are_on_one_level() -> None:
     order = FirstComeFirstServed()
     served = waiting(1, b"often here", HEAVY - 1)
-    order.add(served)
+    for sequence in (served, waiting(2, b"light")):
+        order.add(sequence)
     order.charge(served, int(2 * CREDIT))
-    assert arrivals(order, 0.0) == [1]
-    order.add(waiting(2, b"light"))
-    assert arrivals(order, now_s) == [1, 2]
+    assert arrivals(order, 0.0) == [1, 2]
 
 
 def test_a_better_class_goes_before_a_lighter_tenant() -> None:
@@ -306,6 +304,16 @@ def test_a_heavy_tenant_takes_no_row_back(make_driver: Make) -> None:
     for _ in range(80):
         driver.step()
     assert driver.scheduler.load().num_preemptions == 2
+
+
+def test_nor_does_a_second_heavy_one(make_driver: Make) -> None:
+    driver = make_driver(**ROOM, max_num_seqs=4)
+    crowd(driver, 40, max_tokens=300)
+    for number in range(40):
+        driver.add(range(9 * number, 9 * number + PROMPT), tenant=b"second", max_tokens=300)
+    for _ in range(80):
+        driver.step()
+    assert driver.scheduler.load().num_preemptions == 0
 
 
 def test_no_more_rows_are_taken_than_a_heavy_tenant_has(make_driver: Make) -> None:
