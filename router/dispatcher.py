@@ -195,7 +195,8 @@ class Dispatcher:
         assert generation.placement is not None, "an output comes from the present place"
         decision = generation.placement.decision
         self._counters.compare(generation.num_prompt_tokens, decision, actual)
-        if generation.placement.exact and view.check_prediction(decision.matched_tokens, actual):
+        digests = generation.digests or ()
+        if generation.placement.exact and view.check_prediction(decision.matched_tokens, actual, digests):
             self._counters.resyncs += 1
             log.warning("replica %s: predicted and reported cached tokens disagree", view.replica_id)
 

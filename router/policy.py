@@ -6,11 +6,14 @@ the random source. Costs are seconds, predicted with each replica's own speeds, 
     t_i     = seconds that i would take to prefill what it has not cached of the prompt
     key_j   = t_j / (1 s + wait_j)                 the order in which replicas prefill: lowest first
     ahead_i = sum of t_j over unfinished prefills j at i with key_j <= t_i
-    over_i  = number of unfinished prefills j at i with key_j > t_i: this one overtakes them, each waits t_i more
-    cost_i  = ahead_i + t_i + over_i * t_i + price * copy_i + evict_i + decode_i
+    over_i  = number of unfinished prefills j at i with key_j > t_i: this one overtakes them
+    cost_i  = ahead_i + t_i + 2 * over_i * t_i + price * copy_i + evict_i + decode_i
     copy_i  = t_i less what i would take with the longest match of all: t_i - min_j t_j where all are equally fast
     price   = min(30, 1 / (1 - utilization) + mean backlog in seconds)
     evict_i = half the seconds to compute those tokens again that i would push out of its cache for this prompt
+
+Each that is overtaken waits t_i more, and for whatever overtakes it in that time: it counts twice. Once is 3 to 4 %
+more p99 time to the first token at high load in simulations of a public trace, and 1 % less of the mean.
 
 Whatever its key, a prefill of a better priority class is ahead, one of a worse class is overtaken. What other routers
 sent is known by its sum and number: it counts as so many average prefills that have waited a second. Taken as ahead in
@@ -39,7 +42,7 @@ from router.routed_request import Decision, Reason
 
 MOST_PRICE = 30.0
 MOST_UTILIZATION = 0.999
-OTHERS_DIVISOR = 2.0  # of an average key among what other routers sent: 1 s + the second that it has waited
+OVERTAKING = 2.0  # times t_i: what one that is overtaken waits longer
 EVICTED_SHARE = 0.5  # of what is pushed out, priced as if somebody came back for it
 
 
@@ -93,7 +96,7 @@ class CostTerms:
     prefill_s: float  # t_i
     ahead_s: float
     num_overtaken: int
-    overtaking_s: float  # over_i * t_i
+    overtaking_s: float  # 2 * over_i * t_i
     copy_s: float  # price * copy_i
     decode_s: float
     evict_s: float = 0.0
@@ -138,7 +141,7 @@ def cost_table(request: RoutingRequest, loads: ReplicaColumns) -> list[CostTerms
         own_s = prefill_s[place]
         ahead_s, num_overtaken = _queue(own_s, request.priority, loads.unfinished[place], loads.now_s)
         others_s, num_others = loads.others_prefill_s[place], loads.num_others[place]
-        if others_s > OTHERS_DIVISOR * own_s * num_others > 0.0:
+        if others_s > OVERTAKING * own_s * num_others > 0.0:
             num_overtaken += num_others
         else:
             ahead_s += others_s
@@ -149,7 +152,7 @@ def cost_table(request: RoutingRequest, loads: ReplicaColumns) -> list[CostTerms
                 prefill_s=own_s,
                 ahead_s=ahead_s,
                 num_overtaken=num_overtaken,
-                overtaking_s=num_overtaken * own_s,
+                overtaking_s=OVERTAKING * num_overtaken * own_s,
                 copy_s=price * (own_s - least_s[place]),
                 decode_s=loads.decode_s[place] * loads.num_in_flight[place],
                 evict_s=evict_s[place],
@@ -195,15 +198,11 @@ def _cheapest(request: RoutingRequest, best_match: int, loads: ReplicaColumns) -
         least_s = prefill_seconds(request.num_prompt_tokens, [best_match] * len(matched), loads)
     price = price_of_a_copy(loads)
     evict_s = eviction_seconds(request.num_prompt_tokens, matched, loads)
-    others = (loads.others_prefill_s, loads.num_others)
-    columns = (prefill_s, least_s, evict_s, *others, loads.decode_s, loads.num_in_flight)
+    others_s = _others_seconds(prefill_s, loads)
+    columns = (prefill_s, least_s, evict_s, others_s, loads.decode_s, loads.num_in_flight)
     floors: list[float] = [
-        own_s
-        + price * (own_s - least)
-        + evicted_s
-        + (num_others * own_s if others_s > OTHERS_DIVISOR * own_s * num_others > 0.0 else others_s)
-        + step_s * num_in_flight
-        for own_s, least, evicted_s, others_s, num_others, step_s, num_in_flight in zip(*columns, strict=True)
+        own_s + price * (own_s - least) + evicted_s + others + step_s * num_in_flight
+        for own_s, least, evicted_s, others, step_s, num_in_flight in zip(*columns, strict=True)
     ]
     if not math.isfinite(sum(floors)):
         return math.nan, []
@@ -213,7 +212,7 @@ def _cheapest(request: RoutingRequest, best_match: int, loads: ReplicaColumns) -
         if not unfinished[place]:
             return floors[place]
         ahead_s, num_overtaken = _queue(prefill_s[place], priority, unfinished[place], now_s)
-        return floors[place] + ahead_s + num_overtaken * prefill_s[place]
+        return floors[place] + ahead_s + OVERTAKING * num_overtaken * prefill_s[place]
 
     best, ties = cost_at(floors.index(min(floors))), list[int]()
     for place, floor in enumerate(floors):
@@ -224,6 +223,14 @@ def _cheapest(request: RoutingRequest, best_match: int, loads: ReplicaColumns) -
             elif cost == best:
                 ties.append(place)
     return best, ties
+
+
+def _others_seconds(prefill_s: Sequence[float], loads: ReplicaColumns) -> list[float]:
+    """Of ahead_i or of 2 * over_i * t_i, whichever is less: of averages that have waited a second it is the one."""
+    return [
+        seconds if not num or seconds <= (overtaking_s := OVERTAKING * num * own_s) else overtaking_s
+        for own_s, seconds, num in zip(prefill_s, loads.others_prefill_s, loads.num_others, strict=True)
+    ]
 
 
 def _queue(

@@ -6,7 +6,7 @@ dispatcher, which alone decides about requests.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from protocol.handshake import HelloRefused
@@ -245,13 +245,20 @@ class ReplicaView:
     def refuse_new(self) -> None:
         self._refuses_new = True
 
-    def check_prediction(self, predicted: int, actual: int) -> bool:
-        """Compare what the index said with what the replica did. True: it had drifted; a snapshot is on its way."""
+    def check_prediction(self, predicted: int, actual: int, digests: Sequence[bytes]) -> bool:
+        """Compare what the index said of a prompt with what the replica did, having read the step's events.
+
+        True: it had drifted; a snapshot is on its way.
+        """
         if self._index.state(self.replica_id) is not IndexState.SYNCED:
             return False
         if self._feed is None or self._link is None:
             return False
-        if not self._agreement.drifted(predicted, actual, self._clock()):
+        hasher = self._deployment.hasher
+        cached = digests[: actual // hasher.block_size] if hasher is not None else ()
+        unknown = bool(cached) and not self._index.holds(self.replica_id, cached[-1])
+        impossible = unknown or self._feed.contradicted
+        if not self._agreement.drifted(predicted, actual, impossible, self._clock()):
             return False
         self._feed.restart()
         self._link.send(Resync())

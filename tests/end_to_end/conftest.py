@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -164,3 +164,98 @@ def launch(tmp_path: Path) -> Iterator[Callable[..., System]]:
     yield start
     for each in started:
         end(each)
+
+
+# A Ray head of its own, as an operator runs one
+
+RAY = str(Path(sys.executable).parent / "ray")
+HEAD_ENVIRONMENT = {
+    **os.environ,
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # the job's `python` has the dependencies
+}
+
+
+@dataclass(frozen=True)
+class Head:
+    gcs: str  # address
+    dashboard: str  # URL
+    environment: dict[str, str]
+
+    def job(self, *arguments: str) -> str:
+        command = [RAY, "job", *arguments, "--address", self.dashboard]
+        if "--" in arguments:
+            at = arguments.index("--")
+            command = [RAY, "job", *arguments[:at], "--address", self.dashboard, *arguments[at:]]
+        return self.run(command, timeout_s=120)
+
+    def trunkline(self, *arguments: str, timeout_s: float = 180) -> str:
+        """What the command prints that changes the deployment here."""
+        command = [sys.executable, "-m", "trunkline", *arguments, "--address", self.gcs]
+        return self.run(command, timeout_s)
+
+    def run(self, command: list[str], timeout_s: float) -> str:
+        done = subprocess.run(
+            command, env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=timeout_s
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+
+def take_free_ports(count: int) -> list[int]:
+    with ExitStack() as open_together:
+        probes = [open_together.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [probe.getsockname()[1] for probe in probes]
+
+
+@contextmanager
+def started_head(
+    log: Path, *options: str, port: int | None = None, environment: dict[str, str] | None = None
+) -> Iterator[Head]:
+    gcs, dashboard, agent, client = take_free_ports(4)
+    gcs = port or gcs
+    ports = {
+        "--port": gcs,
+        "--dashboard-port": dashboard,
+        "--dashboard-agent-listen-port": agent,
+        "--ray-client-server-port": client,
+    }
+    command = [RAY, "start", "--head", "--block", "--disable-usage-stats", "--dashboard-host=127.0.0.1"]
+    command += [
+        "--node-ip-address=127.0.0.1",
+        *(f"{name}={value}" for name, value in ports.items()),
+        *options,
+    ]
+    variables = {**HEAD_ENVIRONMENT, **(environment or {})}
+    with log.open("wb") as stream:
+        process = subprocess.Popen(command, env=variables, stdout=stream, stderr=subprocess.STDOUT)
+    try:
+        wait_until(lambda: _answers(dashboard), 90, "the dashboard answers")
+        address = f"127.0.0.1:{gcs}"
+        yield Head(address, f"http://127.0.0.1:{dashboard}", {**variables, "RAY_ADDRESS": address})
+    finally:
+        family = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+        for each in family:
+            if each.is_running():
+                each.kill()
+
+
+def _answers(port: int) -> bool:
+    try:
+        with socket.create_connection(("127.0.0.1", port), 1.0):
+            return True
+    except OSError:
+        return False
+
+
+@pytest.fixture(scope="session")
+def start_head() -> Callable[..., Any]:
+    return started_head
+
+
+@pytest.fixture(scope="session")
+def free_ports() -> Callable[[int], list[int]]:
+    return take_free_ports

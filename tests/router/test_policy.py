@@ -182,7 +182,7 @@ def test_the_cost_is_the_sum_of_its_terms() -> None:
     assert table[0].prefill_s == pytest.approx(own)
     assert table[0].ahead_s == pytest.approx(0.4) and table[0].num_overtaken == 1
     assert table[1].copy_s == pytest.approx(3.0 * (table[1].prefill_s - own))
-    assert table[0].cost_s == pytest.approx(0.4 + 2 * own + 0.1 + 0.08)
+    assert table[0].cost_s == pytest.approx(0.4 + 3 * own + 0.1 + 0.08)
     assert decision.cost == pytest.approx(min(each.cost_s for each in table))
 
 

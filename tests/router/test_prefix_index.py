@@ -107,7 +107,7 @@ def test_a_block_on_two_media_stays_until_both_have_lost_it(index: PrefixIndex) 
 def test_ignores_the_removal_of_a_block_that_it_does_not_know(index: PrefixIndex) -> None:
     synced(index, "a", "b")
     index.apply("a", stored(1))
-    index.apply("b", removed(1))
+    assert not index.apply("b", removed(1))
     assert index.match(chain(1)) == {"a": 1}
 
 
@@ -119,6 +119,21 @@ def test_cleared_empties_every_medium_of_one_replica(index: PrefixIndex) -> None
     index.apply("a", Cleared())
     assert index.match(chain(1, 2)) == {"b": 2}
     assert index.state("a") is IndexState.SYNCED
+
+
+def test_an_event_that_cannot_be_is_told_and_counts_all_the_same(index: PrefixIndex) -> None:
+    synced(index, "a")
+    assert index.apply("a", stored(1, 2))
+    assert not index.apply("a", stored(2, 3))
+    assert index.match(chain(1, 2, 3)) == {"a": 3} and index.num_blocks("a") == 3
+    assert index.apply("a", removed(2, 3)) and not index.apply("a", removed(3))
+
+
+def test_what_is_only_expected_is_not_held(index: PrefixIndex) -> None:
+    synced(index, "a")
+    index.apply("a", stored(1))
+    index.expect("a", chain(1, 2), now=0.0)
+    assert index.holds("a", digest(1)) and not index.holds("a", digest(2)) and not index.holds("b", digest(1))
 
 
 def test_an_expectation_counts_at_once_and_for_its_replica_alone(index: PrefixIndex) -> None:
@@ -342,9 +357,11 @@ class IndexAgainstNaiveModel(RuleBasedStateMachine):
     @rule(replica=REPLICAS, path=PATHS, medium=MEDIA)
     def store(self, replica: str, path: Path, medium: str) -> None:
         if replica in self.held:
-            self.index.apply(replica, Stored(join_digests(prompt(path)), None, medium))
+            new = {(medium, each) for each in prefixes(path)} - self.held[replica]
+            possible = self.index.apply(replica, Stored(join_digests(prompt(path)), None, medium))
+            assert possible == (replica in self.blind or len(new) == len(path))
             if replica not in self.blind:
-                self.held[replica] |= {(medium, each) for each in prefixes(path)}
+                self.held[replica] |= new
 
     @rule(replica=REPLICAS, root=PATHS, medium=MEDIA)
     def remove(self, replica: str, root: Path, medium: str) -> None:

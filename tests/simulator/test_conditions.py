@@ -81,9 +81,12 @@ def test_each_router_knows_of_what_the_others_sent_by_the_replicas_loads() -> No
     assert max(busy_s) < 1.3 * min(busy_s)
 
 
-def test_three_routers_hit_as_much_as_one(busy_trace: list[TraceRequest]) -> None:
-    one, three = row(busy_trace, FLEET), row(busy_trace, replace(FLEET, num_routers=3))
-    assert three.hit_rate > 0.97 * one.hit_rate > 0.0
+def test_three_routers_hit_as_much_as_one_while_nothing_waits_long(busy_trace: list[TraceRequest]) -> None:
+    """What waits is known to its own router alone."""
+    calm_trace = [replace(each, arrival_s=2 * each.arrival_s) for each in busy_trace]
+    roomy = replace(FLEET, cache_blocks=200)
+    one, three = row(calm_trace, roomy), row(calm_trace, replace(roomy, num_routers=3))
+    assert three.hit_rate > 0.98 * one.hit_rate > 0.0
 
 
 def test_one_router_with_no_lag_is_what_a_simulation_is_by_default(busy_trace: list[TraceRequest]) -> None:

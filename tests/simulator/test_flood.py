@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from statistics import median
 
 import pytest
 
+from simulator.exact import ExactReplicas
+from simulator.fleet import Fleet
 from simulator.flood import HEAVY, LIGHT, Flood, of_one_tenant, together, ttfts_s
 from simulator.policies.registry import ORDERS, OUR_ORDER, POLICIES
-from simulator.simulation import Deployment, Simulation
+from simulator.simulated_replica import SimulatedReplica
+from simulator.simulation import Deployment, Order, Simulation, fluid_replicas
 from simulator.trace import BLOCK_TOKENS, TraceRequest
 
+Make = Callable[[Deployment, Fleet, Order, bool], Sequence[SimulatedReplica]]
 CACHE_BLOCKS = 1000
 FLOODS = [
     Flood(2, lasts_s=40.0),
@@ -20,16 +25,15 @@ FLOODS = [
 ]
 
 
-def ran(requests: list[TraceRequest], num_replicas: int) -> Simulation:
-    simulation = Simulation(
-        requests, Deployment(num_replicas, CACHE_BLOCKS), POLICIES["trunkline"], ORDERS[OUR_ORDER]
-    )
+def ran(requests: list[TraceRequest], num_replicas: int, make: Make = fluid_replicas) -> Simulation:
+    deployment = Deployment(num_replicas, CACHE_BLOCKS, make_replicas=make)
+    simulation = Simulation(requests, deployment, POLICIES["trunkline"], ORDERS[OUR_ORDER])
     simulation.run()
     return simulation
 
 
-def lights_median_s(flood: Flood, requests: list[TraceRequest]) -> float:
-    return median(ttfts_s(ran(requests, flood.num_replicas), flood.light()))
+def lights_median_s(flood: Flood, requests: list[TraceRequest], make: Make = fluid_replicas) -> float:
+    return median(ttfts_s(ran(requests, flood.num_replicas, make), flood.light()))
 
 
 @pytest.mark.parametrize("flood", FLOODS)
@@ -39,6 +43,14 @@ def test_a_flood_does_not_double_anothers_median_time_to_the_first_token(flood: 
     both = together(flood.light(), flood.heavy())
     assert lights_median_s(flood, both) <= 2.0 * alone_s
     assert lights_median_s(flood, of_one_tenant(both)) > 5.0 * alone_s
+
+
+def test_nor_with_the_replicas_own_scheduler_step_by_step() -> None:
+    flood, exact = Flood(2, lasts_s=15.0), ExactReplicas()
+    alone_s = lights_median_s(flood, together(flood.light()), exact)
+    both = together(flood.light(), flood.heavy())
+    assert lights_median_s(flood, both, exact) <= 2.0 * alone_s
+    assert lights_median_s(flood, of_one_tenant(both), exact) > 5.0 * alone_s
 
 
 def test_what_the_flood_gets_through_is_not_less_for_it() -> None:

@@ -296,6 +296,14 @@ def test_a_row_is_taken_from_the_tenant_that_has_had_most(make_driver: Make) -> 
     assert driver.scheduler.load().num_preemptions == 1
 
 
+def test_blocks_are_taken_from_the_tenant_that_has_had_most(make_driver: Make) -> None:
+    driver = make_driver(**{**ROOM, "num_blocks": 61}, max_num_seqs=40)
+    crowd(driver, 40, max_tokens=100)
+    assert driver.scheduler.load().num_used_blocks > 50
+    driver.add(range(200, 200 + 3 * PROMPT), "light", tenant=b"light", max_tokens=2)
+    assert steps_to_first_token(driver, "light") <= 4
+
+
 def test_a_heavy_tenant_takes_no_row_back(make_driver: Make) -> None:
     driver = make_driver(**ROOM, max_num_seqs=4)
     crowd(driver, 40, max_tokens=300)

@@ -44,7 +44,7 @@ def test_after_every_step_the_index_equals_the_cache_and_no_block_is_without_its
 
 def follow(engine: Engine, index: PrefixIndex, parents: dict[bytes, bytes | None]) -> None:
     for event in engine.step().events:
-        index.apply("a", event)
+        assert index.apply("a", event), "an engine's events never contradict what it said before"
         if isinstance(event, Stored):
             chain = split_digests(event.digests)
             parents.update(zip(chain, [event.parent, *chain], strict=False))
@@ -60,22 +60,58 @@ async def test_blocks_that_are_lost_without_a_word_are_found_out_and_healed_by_o
     replica = await make_engine_replica("a", num_blocks=2000, warm=prompts)
     router = await make_router([replica])
     replica.on_step_thread(lose_everything)
-    for prompt in prompts[:8]:
-        assert router.counters.resyncs == 0
-        await answer(router, make_request(prompt))
-    assert router.counters.resyncs == 1
+    await answer(
+        router, make_request(prompts[0])
+    )  # computes, and so stores, what the index believes to be there
+    assert router.counters.resyncs == 1 and router.counters.mispredicted_tokens == 40
     await caught_up([router], [replica])
     assert router.status().replicas[0].index is IndexState.SYNCED
-    wrong = router.counters.predicted_cached_tokens
-    for prompt in prompts[8:]:
+    for prompt in prompts:
         await answer(router, make_request(prompt))
-    assert router.counters.predicted_cached_tokens == wrong == 8 * 40
-    assert router.counters.actual_cached_tokens == 0
+    assert router.counters.mispredicted_tokens == router.counters.predicted_cached_tokens - 40 == 40
+
+
+async def test_a_block_that_came_without_a_word_is_found_out_at_the_first_hit(
+    make_engine_replica: Make, make_router: Make, make_request: Any, answer: Make, caught_up: Make
+) -> None:
+    replica = await make_engine_replica("a")
+    router = await make_router([replica])
+    replica.on_step_thread(compute_in_secret)
+    await answer(router, make_request(range(1, 42)))
+    assert (router.counters.predicted_cached_tokens, router.counters.actual_cached_tokens) == (0, 40)
+    assert router.counters.resyncs == 1
+    await caught_up([router], [replica])
+    await answer(router, make_request(range(1, 42)))
+    assert (router.counters.predicted_cached_tokens, router.counters.actual_cached_tokens) == (40, 80)
+
+
+async def test_what_other_routers_have_computed_meanwhile_is_no_drift(
+    make_engine_replica: Make, make_router: Make, make_request: Any, answer: Make, eventually: Make
+) -> None:
+    replica = await make_engine_replica("a")
+    one, other = await make_router([replica]), await make_router([replica])
+    for number in range(1, 13):
+        replica.runner.gate.clear()
+        request = [make_request(range(1000 * number, 1000 * number + 41)) for _ in range(2)]
+        asked = [asyncio.create_task(answer(one, request[0]))]
+        await eventually(lambda: replica.engine.has_work)
+        asked.append(asyncio.create_task(answer(other, request[1])))
+        await eventually(lambda: other.status().num_live_requests == 1)
+        replica.runner.gate.set()
+        await asyncio.gather(*asked)
+    assert other.counters.actual_cached_tokens > other.counters.predicted_cached_tokens == 0
+    assert one.counters.resyncs == other.counters.resyncs == 0
 
 
 def lose_everything(engine: Engine) -> None:
     assert engine.reset_prefix_cache() == 0
     engine._scheduler.take_events()  # nobody hears of it
+
+
+def compute_in_secret(engine: Engine) -> None:
+    engine.submit(Submit("secret", pack_tokens(range(1, 42)), SamplingParams(max_tokens=1, seed=1)))
+    while engine.has_work:
+        engine.step()
 
 
 async def test_a_hot_prefix_is_computed_once_a_replica_however_many_ask_before_it_is_there(
