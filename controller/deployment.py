@@ -33,7 +33,7 @@ class Deployment:
         """Start a controller; it does the rest. Raises InvalidRequest when there is one already."""
         if cls.find() is not None:
             raise InvalidRequest(
-                "a deployment is already running on this Ray: `trunkline stop` ends it, `trunkline status` shows it"
+                "a deployment is already running on this Ray: `trunkline upgrade` changes it, `trunkline stop` ends it"
             )
         RayStore().remove_now()  # of a deployment whose controller somebody killed for good
         # Of watchers and routers each has one call waiting, for as long as nothing changes.
