@@ -3,41 +3,39 @@
     python -m venv DIR && DIR/bin/pip install sglang-router smg       # not needed, and none of our dependencies
     python benchmarks/router.py [--peers DIR] [--rounds 200] [--seconds 5]
 
-Our router stands before mock engines that speak the real data plane; the others before mock backends that speak
-HTTP. "Directly" is the same client at a mock itself. Client, router and mocks share the machine's cores, so CPU time a
-request, of the router's process alone, is the figure to compare; wall-clock time is shown next to it.
+Our router stands before two mock engines that speak the real data plane; the others before two mock backends that
+speak HTTP. "Directly" is the same client at a mock itself, with the prompt tokenized beforehand where it takes tokens.
+Client, router and mocks share the machine's cores, so the CPU time of the router's process alone is the figure to
+compare; wall-clock time stands next to it.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
+import os
 import statistics
-import time
 from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 import uvloop
 from report import print_header
 from router_parts.clients import Timing
-from router_parts.contestants import Contestant, contestants
+from router_parts.contestants import ENGINE, OURS, PEERS, Contestant, contestants
 from router_parts.conversation import Conversation
 from router_parts.deployment import MODEL
+from router_parts.loads import Load, MakeConversation, take_turns, under_load
 
 from protocol.model_source import resolve_model
 from router.text.tokenizer import Tokenizer
 
 KIB = 1024
-TURN = 10  # requests: long enough to be warm, short enough for noise to meet all alike
-MAX_TOKENS, STREAMED_TOKENS = 16, 64
-FEW_CONNECTIONS, MANY_CONNECTIONS = 16, 64
-FIRST_CHUNK_STEP_S, FULL_STREAM_STEP_S = 0.002, 0.002
-BODIES: dict[str, Callable[[int], Conversation]] = {
-    "1 KiB": lambda seed: Conversation(KIB, seed, max_tokens=MAX_TOKENS),
-    "32 KiB": lambda seed: Conversation(32 * KIB, seed, max_tokens=MAX_TOKENS),
-    "32 KiB, all new": lambda seed: Conversation(32 * KIB, seed, max_tokens=MAX_TOKENS, all_new=True),
+ANSWER_TOKENS, STREAMED_TOKENS = 16, 64
+FEW, MANY = 16, 64  # connections
+STEP_S = 0.002
+BODIES: dict[str, MakeConversation] = {
+    "1 KiB": lambda seed: Conversation(KIB, seed, max_tokens=ANSWER_TOKENS),
+    "32 KiB, a chat's next turn": lambda seed: Conversation(32 * KIB, seed, max_tokens=ANSWER_TOKENS),
+    "32 KiB, all new": lambda seed: Conversation(32 * KIB, seed, max_tokens=ANSWER_TOKENS, all_new=True),
 }
 
 
@@ -45,138 +43,88 @@ def stream(seed: int) -> Conversation:
     return Conversation(KIB, seed, max_tokens=STREAMED_TOKENS, stream=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
-    """What one contestant did under load."""
+class Latencies:
+    """Of everybody's requests, one connection each."""
 
-    per_s: float  # answers
-    cpu_s: float | None  # of the router, an answer
-    first_s: Sequence[float]
+    def __init__(self, timings: dict[str, list[Timing]], which: Callable[[Timing], float]) -> None:
+        self._seconds = {name: sorted(map(which, each)) for name, each in timings.items()}
 
-
-async def take_turns(
-    contenders: Sequence[Contestant], make: Callable[[int], Conversation], rounds: int
-) -> dict[str, list[Timing]]:
-    """One connection each, asked in turns of `TURN` requests; everybody's first turn warms up."""
-    timings: dict[str, list[Timing]] = {each.name: [] for each in contenders}
-    async with AsyncExitStack() as stack:
-        clients = {each.name: await stack.enter_async_context(each.connect(make(1))) for each in contenders}
-        for _ in range(1 + max(1, rounds // TURN)):
-            for name, client in clients.items():
-                timings[name] += [await client.ask() for _ in range(TURN)]
-    return {name: each[TURN:] for name, each in timings.items()}
+    def row(self, contestant: Contestant) -> str:
+        """Median, 99th percentile, and by how much the median is above that of the mock alone, in milliseconds."""
+        own = self._seconds[contestant.name]
+        added = statistics.median(own) - statistics.median(self._seconds[contestant.floor])
+        shown = "-" if contestant.floor == contestant.name else f"{1e3 * added:.2f}"
+        return f"{1e3 * statistics.median(own):.2f} | {1e3 * own[len(own) * 99 // 100]:.2f} | {shown}"
 
 
-async def under_load(
-    contender: Contestant, make: Callable[[int], Conversation], connections: int, seconds: float
-) -> Load:
-    """Every connection asks again as soon as it is answered. The first fifth of the time warms up."""
-    async with AsyncExitStack() as stack:
-        clients = [
-            await stack.enter_async_context(contender.connect(make(seed))) for seed in range(connections)
-        ]
-        answers: list[Timing] = []
+class CpuColumn:
+    """Microseconds of the router's process, and as a multiple of ours, which comes first."""
 
-        async def ask_until(end: float, client: int) -> None:
-            while time.perf_counter() < end:
-                answers.append(await clients[client].ask())
+    def __init__(self) -> None:
+        self._ours_s: float | None = None
 
-        async def together(duration_s: float) -> float:
-            began = time.perf_counter()
-            await asyncio.gather(*(ask_until(began + duration_s, client) for client in range(connections)))
-            return time.perf_counter() - began
-
-        await together(seconds / 5)
-        answers.clear()
-        cpu_before = contender.process.cpu_s if contender.process else 0.0
-        elapsed_s = await together(seconds)
-        cpu_s = contender.process.cpu_s - cpu_before if contender.process else None
-    num = len(answers)
-    return Load(num / elapsed_s, None if cpu_s is None else cpu_s / num, [each.first_s for each in answers])
+    def cell(self, cpu_s: float | None) -> str:
+        if cpu_s is None:
+            return "- | -"
+        self._ours_s = self._ours_s or cpu_s
+        return f"{1e6 * cpu_s:.0f} | {cpu_s / self._ours_s:.2f}"
 
 
-async def whole_answers(contenders: Sequence[Contestant], rounds: int, seconds: float) -> None:
-    print(f"## Whole answers of {MAX_TOKENS} tokens, given at once\n")
+async def whole_answers(everybody: Sequence[Contestant], rounds: int, seconds: float) -> None:
     for name, make in BODIES.items():
-        timings = await take_turns(contenders, make, rounds)
-        floors = {each: median_s([timing.total_s for timing in timings[each]]) for each in timings}
-        print(
-            f"| {name} | ms, 1 connection: p50 | p99 | added p50 | req/s, {MANY_CONNECTIONS} connections |"
-            " CPU us a request |\n|---|---|---|---|---|---|"
-        )
-        for each in contenders:
-            totals = [timing.total_s for timing in timings[each.name]]
-            added = (
-                "-" if each.floor == each.name else f"{1e3 * (floors[each.name] - floors[each.floor]):.2f}"
-            )
-            row = f"| {each.name} | {1e3 * median_s(totals):.2f} | {1e3 * p99(totals):.2f} | {added} |"
-            if each.name == "engine directly":
-                print(f"{row} - | - |")
-                continue
-            load = await under_load(each, make, MANY_CONNECTIONS, seconds)
-            print(f"{row} {load.per_s:,.0f} | {microseconds(load.cpu_s)} |", flush=True)
-        print()
-    print("| router | resident MB |\n|---|---|")
-    for each in contenders:
+        latencies = Latencies(await take_turns(everybody, make, rounds), lambda timing: timing.total_s)
+        print(f"\n## {name}: whole answers of {ANSWER_TOKENS} tokens, given at once\n")
+        print(f"| | ms, 1 connection: p50 | p99 | added p50 | req/s, {MANY} connections | CPU us | x |")
+        print("|---|---|---|---|---|---|---|")
+        cpu = CpuColumn()
+        for each in everybody:
+            load = await _load(each, make, MANY, seconds)
+            rest = "- | - | -" if load is None else f"{load.per_s:,.0f} | {cpu.cell(load.cpu_s)}"
+            print(f"| {each.name} | {latencies.row(each)} | {rest} |", flush=True)
+    print("\n| | resident MB |\n|---|---|")
+    for each in everybody:
         if each.process is not None:
             print(f"| {each.name} | {each.process.resident_bytes / 2**20:.0f} |")
 
 
-async def first_chunks(contenders: Sequence[Contestant], rounds: int, seconds: float) -> None:
-    print(
-        f"\n## First chunk on a reused connection: {STREAMED_TOKENS} chunks, {1e3 * FIRST_CHUNK_STEP_S:.0f} ms apart\n"
-    )
-    timings = await take_turns(contenders, stream, rounds // 4)
-    floors = {each: median_s([timing.first_s for timing in timings[each]]) for each in timings}
-    print(
-        f"| | ms, 1 connection: p50 | p99 | added p50 | p50, {FEW_CONNECTIONS} connections |\n|---|---|---|---|---|"
-    )
-    for each in contenders:
-        firsts = [timing.first_s for timing in timings[each.name]]
-        added = "-" if each.floor == each.name else f"{1e3 * (floors[each.name] - floors[each.floor]):.2f}"
-        few = "-"
-        if each.name != "engine directly":
-            few = f"{1e3 * median_s((await under_load(each, stream, FEW_CONNECTIONS, seconds)).first_s):.2f}"
-        print(
-            f"| {each.name} | {1e3 * median_s(firsts):.2f} | {1e3 * p99(firsts):.2f} | {added} | {few} |",
-            flush=True,
-        )
+async def first_chunks(everybody: Sequence[Contestant], rounds: int, seconds: float) -> None:
+    latencies = Latencies(await take_turns(everybody, stream, rounds), lambda timing: timing.first_s)
+    print(f"\n## First chunk on a reused connection, then one every {1e3 * STEP_S:.0f} ms\n")
+    print(f"| | ms, 1 connection: p50 | p99 | added p50 | p50, {FEW} connections |\n|---|---|---|---|---|")
+    for each in everybody:
+        load = await _load(each, stream, FEW, seconds)
+        few = "-" if load is None else f"{1e3 * load.first_s:.2f}"
+        print(f"| {each.name} | {latencies.row(each)} | {few} |", flush=True)
 
 
-async def full_streams(contenders: Sequence[Contestant], seconds: float) -> None:
-    offered = MANY_CONNECTIONS / FULL_STREAM_STEP_S
-    print(
-        f"\n## {MANY_CONNECTIONS} streams, {1e3 * FULL_STREAM_STEP_S:.0f} ms a step: at most {offered:,.0f} tokens/s\n"
-    )
-    print("| | tokens/s | CPU us a token |\n|---|---|---|")
-    for each in contenders:
-        if each.name == "engine directly":
-            continue
-        load = await under_load(each, stream, MANY_CONNECTIONS, seconds)
-        cpu_s = None if load.cpu_s is None else load.cpu_s / STREAMED_TOKENS
-        print(f"| {each.name} | {load.per_s * STREAMED_TOKENS:,.0f} | {microseconds(cpu_s)} |", flush=True)
+async def many_streams(everybody: Sequence[Contestant], seconds: float) -> None:
+    print(f"\n## {MANY} streams of {STREAMED_TOKENS} tokens, at most {MANY / STEP_S:,.0f} tokens/s\n")
+    print("| | tokens/s | CPU us a token | x |\n|---|---|---|---|")
+    cpu = CpuColumn()
+    for each in everybody:
+        load = await _load(each, stream, MANY, seconds)
+        if load is not None:
+            cpu_s = None if load.cpu_s is None else load.cpu_s / STREAMED_TOKENS
+            print(f"| {each.name} | {load.per_s * STREAMED_TOKENS:,.0f} | {cpu.cell(cpu_s)} |", flush=True)
 
 
-def median_s(samples: Sequence[float]) -> float:
-    return statistics.median(samples)
-
-
-def p99(samples: Sequence[float]) -> float:
-    return sorted(samples)[len(samples) * 99 // 100]
-
-
-def microseconds(seconds: float | None) -> str:
-    return "-" if seconds is None else f"{1e6 * seconds:.0f}"
+async def _load(contestant: Contestant, make: MakeConversation, num: int, seconds: float) -> Load | None:
+    """None for the engine alone: its client has one request at a time."""
+    return None if contestant.name == ENGINE else await under_load(contestant, make, num, seconds)
 
 
 async def measure(peers: Path | None, rounds: int, seconds: float) -> None:
     tokenizer = Tokenizer.from_directory(resolve_model(MODEL).directory)
-    with contestants(("--at-once",), peers, tokenizer) as contenders:
-        await whole_answers(contenders, rounds, seconds)
-    with contestants(("--step-s", str(FIRST_CHUNK_STEP_S)), peers, tokenizer) as contenders:
-        await first_chunks(contenders, rounds, seconds)
-    with contestants(("--step-s", str(FULL_STREAM_STEP_S)), peers, tokenizer) as contenders:
-        await full_streams(contenders, seconds)
+    with contestants(("--at-once",), peers, tokenizer) as everybody:
+        await whole_answers(everybody, rounds, seconds)
+    with contestants(("--step-s", str(STEP_S)), peers, tokenizer) as everybody:
+        await first_chunks(everybody, rounds // 4, seconds)
+        await many_streams(everybody, seconds)
+    missing = [name for name in PEERS if not any(each.name.startswith(name) for each in everybody)]
+    if missing:
+        print(
+            f"\nNot compared with {' and '.join(missing)}: give --peers a virtual environment that has them."
+        )
 
 
 def main() -> None:
@@ -187,13 +135,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=5.0, help="of each load")
     options = parser.parse_args()
-    print_header(
-        "Router",
-        model=f"none: mocks answer; tokenizer of {MODEL}",
-        rounds=options.rounds,
-        seconds=options.seconds,
-    )
+    shape = f"{MODEL}'s tokenizer; mocks answer"
+    print_header("Router", model=shape, rounds=options.rounds, seconds=options.seconds)
+    print(f"`x` is a multiple of {OURS}'s CPU time. All processes share the cores named above.")
     uvloop.run(measure(options.peers, options.rounds, options.seconds))
+    print(f"\nLoad at the end: {os.getloadavg()[0]:.1f}, this benchmark's own included.")
 
 
 if __name__ == "__main__":

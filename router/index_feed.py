@@ -23,11 +23,12 @@ class IndexFeed:
         self._synced = False  # the snapshot has ended
         self._begun = False  # it has begun, and not ended
         self._waiting: list[tuple[int, tuple[KvEvent, ...]]] = []
+        self.contradicted = False  # an event since the snapshot cannot be: the index has drifted
 
     def restart(self) -> None:
         """Count nothing until a new snapshot has come; whoever calls this asks the replica for one."""
         self._index.blind(self._replica)
-        self._synced = self._begun = False
+        self._synced = self._begun = self.contradicted = False
         self._waiting.clear()
 
     def frame(self, frame: StepFrame) -> None:
@@ -60,4 +61,4 @@ class IndexFeed:
 
     def _apply(self, events: tuple[KvEvent, ...]) -> None:
         for event in events:
-            self._index.apply(self._replica, event)
+            self.contradicted |= not self._index.apply(self._replica, event)

@@ -15,10 +15,13 @@ the random source. Costs are seconds, predicted with each replica's own speeds, 
 Each that is overtaken waits t_i more, and for whatever overtakes it in that time: it counts twice. Once is 3 to 4 %
 more p99 time to the first token at high load in simulations of a public trace, and 1 % less of the mean.
 
-Whatever its key, a prefill of a better priority class is ahead, one of a worse class is overtaken. What other routers
-sent is known by its sum and number: it counts as so many average prefills that have waited a second. Taken as ahead in
-any case, it keeps prompts from where their prefix is: in a simulation of three routers 17.8 and 33.2 % hits instead of
-18.4 and 33.8, and up to 3 % more time to the first token.
+Whatever its key, a prefill of a better priority class is ahead, one of a worse class is overtaken. With 30 % of that
+trace in a better class, at high load, the mean over all is 1.16 s instead of 1.34 s for it (the better class 0.95 s
+instead of 0.87, the worse one 1.25 s instead of 1.54).
+
+What other routers sent is known by its sum and number: it counts as so many average prefills that have waited a
+second. Taken as ahead in any case, it keeps prompts from where their prefix is: with three routers 17.8 and 33.2 % hits
+instead of 18.4 and 33.8, and up to 3 % more time to the first token.
 
 The price is what a second copy costs: not only its own prefill, but that all behind it wait for it, the longer the
 busier the fleet is. A slower replica does not pay for being slow: its seconds delay only those behind it. The last

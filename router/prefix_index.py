@@ -16,7 +16,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from protocol.block_hash import split_digests
+from protocol.block_hash import DIGEST_BYTES, split_digests
 from protocol.events import GPU, Cleared, KvEvent, Removed, Stored
 from router.replica_slots import ReplicaSlots, Slot
 
@@ -74,25 +74,32 @@ class PrefixIndex:
         if not slot.overfull:
             self._slots.sync(slot)
 
-    def apply(self, replica: str, event: KvEvent) -> None:
-        """One event, in the order in which it happened. A BLIND replica's are ignored: its snapshot has them."""
+    def apply(self, replica: str, event: KvEvent) -> bool:
+        """One event, in the order in which it happened. A BLIND replica's are ignored: its snapshot has them.
+
+        False: it cannot be, for it stores what is held already or removes what is not. The index has drifted then.
+        """
         slot = self._slots[replica]
         if not slot.synced:
-            return
-        if isinstance(event, Stored):
-            self._hold(slot, event.digests, event.medium)
-        elif isinstance(event, Removed):
-            self._slots.drop(slot, split_digests(event.digests), event.medium)
-        else:
-            assert isinstance(event, Cleared), f"unknown KV event {event!r}"
+            return True
+        if isinstance(event, Cleared):
             self._slots.sync(self._slots.renew(replica))
+            return True
+        if isinstance(event, Stored):
+            num_changes = self._hold(slot, event.digests, event.medium)
+        else:
+            assert isinstance(event, Removed), f"unknown KV event {event!r}"
+            num_changes = self._slots.drop(slot, split_digests(event.digests), event.medium)
+        return num_changes * DIGEST_BYTES == len(event.digests)
 
-    def _hold(self, slot: Slot, digests: bytes, medium: str) -> None:
+    def _hold(self, slot: Slot, digests: bytes, medium: str) -> int:
+        """How many were new."""
         if slot.overfull:
-            return
-        self._slots.hold(slot, split_digests(digests), medium)
+            return 0
+        num_new = self._slots.hold(slot, split_digests(digests), medium)
         if slot.num_held > self._max_blocks_per_replica:
             self._slots.renew(slot.replica).overfull = True
+        return num_new
 
     # What a dispatch will make true
 
@@ -163,6 +170,11 @@ class PrefixIndex:
             lowest = bits & -bits
             depths[self._slots.owner(lowest)] = depth
             bits ^= lowest
+
+    def holds(self, replica: str, digest: bytes) -> bool:
+        """By its snapshot and events alone."""
+        slot = self._slots.get(replica)
+        return slot is not None and bool(self._slots.holding(digest, exactly=True) & slot.bit)
 
     def state(self, replica: str) -> IndexState:
         slot = self._slots.get(replica)

@@ -58,12 +58,13 @@ class ReplicaSlots:
     def num_bytes(self) -> int:
         return sum(table.num_bytes for table in self._tables)
 
-    def holding(self, digest: bytes) -> int:
-        """The bits of the connected replicas that hold this block or soon will."""
+    def holding(self, digest: bytes, exactly: bool = False) -> int:
+        """The bits of the connected replicas that hold this block; unless `exactly`, of those that soon will too."""
         exact = 0
         for table in self._exact.values():
             exact |= table.holders(digest)
-        return self.live & (exact & self.synced | self._expected.holders(digest))
+        exact &= self.synced
+        return exact if exactly else exact | self._expected.holders(digest) & self.live
 
     # Generations
 
@@ -108,20 +109,26 @@ class ReplicaSlots:
 
     # Entries
 
-    def hold(self, slot: Slot, digests: Sequence[bytes], medium: str) -> None:
+    def hold(self, slot: Slot, digests: Sequence[bytes], medium: str) -> int:
+        """How many of them it did not hold."""
         table = self._exact.get(medium)
         if table is None:
             table = self._exact[medium] = HolderTable()
             self._tables.append(table)
-        slot.num_held += table.add(digests, slot.bit)
+        num_new = table.add(digests, slot.bit)
+        slot.num_held += num_new
         self.sweep(len(digests))
+        return num_new
 
-    def drop(self, slot: Slot, digests: Sequence[bytes], medium: str) -> None:
-        """Those that it does not hold on that medium are passed over."""
+    def drop(self, slot: Slot, digests: Sequence[bytes], medium: str) -> int:
+        """How many of them it held on that medium; the others are passed over."""
         table = self._exact.get(medium)
-        if table is not None:
-            slot.num_held -= table.remove(digests, slot.bit)
-            self.sweep(len(digests))
+        if table is None:
+            return 0
+        num_gone = table.remove(digests, slot.bit)
+        slot.num_held -= num_gone
+        self.sweep(len(digests))
+        return num_gone
 
     def expect(self, slot: Slot, digests: Sequence[bytes]) -> None:
         """One dispatch more will make these true."""

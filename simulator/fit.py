@@ -52,7 +52,8 @@ def _prefill_model(company: Sequence[Company], deployment: MeasuredDeployment) -
     alone = [each for each in company if _prefilled_alone(*each)]
     if len(alone) < FEWEST:
         raise InvalidRequest(
-            f"only {len(alone)} requests of the report had a replica's prefill to themselves: measure at less load",
+            f"only {len(alone)} requests of the report had a replica's prefill to themselves: "
+            "measure more, or at less load",
             param="--fit",
         )
     budget = deployment.max_num_batched_tokens

@@ -32,6 +32,11 @@ class Contestant:
     connect: Connect
     process: Process | None = None  # the router's; None: there is none
 
+    @property
+    def cpu_s(self) -> float | None:
+        """Of the router, so far."""
+        return None if self.process is None else self.process.cpu_s
+
 
 @contextmanager
 def contestants(

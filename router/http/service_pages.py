@@ -36,6 +36,8 @@ def status_json(status: RouterStatus, version: str) -> dict[str, Any]:
         "max_model_len": status.max_model_len,
         "requests": status.num_live_requests,
         "waiting_requests": status.num_waiting_requests,
+        "queued_tokens": status.num_queued_tokens,
+        "max_queued_tokens": status.max_queued_tokens,
         "replicas": [_replica_json(replica) for replica in status.replicas],
         "deployment": None if status.deployment is None else _deployment_json(status.deployment),
     }

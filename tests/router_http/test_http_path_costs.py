@@ -26,7 +26,7 @@ from router.text.tokenizer import Tokenizer
 
 CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
 CALLS_PER_TOKEN = 100  # Python's and C's, the fake replica and the event loop included
-CALLS_PER_REQUEST = 1050
+CALLS_PER_REQUEST = 850
 
 
 async def post(app: Any, path: str, body: dict[str, Any]) -> list[bytes]:

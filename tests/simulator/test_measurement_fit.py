@@ -151,7 +151,9 @@ def test_errors_are_relative_but_for_shares() -> None:
 
 def test_a_report_too_busy_to_learn_from_is_refused(busy_trace: list[TraceRequest]) -> None:
     crowded = as_if_measured([replace(each, arrival_s=0.001 * each.index) for each in busy_trace[:40]])
-    with pytest.raises(InvalidRequest, match=r"only \d+ requests of the report .*: measure at less load"):
+    with pytest.raises(
+        InvalidRequest, match=r"only \d+ requests of the report .*: measure more, or at less load"
+    ):
         fitted(crowded.requests, crowded.deployment)
 
 

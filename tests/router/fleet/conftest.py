@@ -63,13 +63,14 @@ class EngineReplica:
     server: ReplicaServer
     engine: Engine
     runner: CountingRunner
+    incarnation: int
 
     def on_step_thread(self, command: Callable[[Engine], None]) -> None:
         self.server._steps.post(command)
 
     def info(self, port: int | None = None) -> ReplicaInfo:
         where = self.server.port if port is None else port
-        return ReplicaInfo(self.replica_id, ReplicaState.READY, 1, "127.0.0.1", where)
+        return ReplicaInfo(self.replica_id, ReplicaState.READY, self.incarnation, "127.0.0.1", where)
 
 
 @pytest.fixture
@@ -94,6 +95,7 @@ async def make_engine_replica(
         step_tokens: int = 64,
         warm: Iterable[Sequence[int]] = (),
         step_s: float = 0.0,
+        incarnation: int = 1,
     ) -> EngineReplica:
         hasher = BlockHasher(secrets.hash_secret, BLOCK_SIZE)
         engine, runner = make_engine(num_blocks, step_tokens)
@@ -104,11 +106,11 @@ async def make_engine_replica(
             engine.step()
         runner.step_s = step_s
         identity = replace(IDENTITY, block_size=BLOCK_SIZE, hash_fingerprint=hasher.fingerprint)
-        facts = ReplicaFacts(replica_id, 1, identity, MAX_MODEL_LEN, num_blocks)
+        facts = ReplicaFacts(replica_id, incarnation, identity, MAX_MODEL_LEN, num_blocks)
         server = ReplicaServer(engine, secrets.hello_key, facts, "127.0.0.1")
         await server.__aenter__()
         servers.append(server)
-        return EngineReplica(replica_id, server, engine, runner)
+        return EngineReplica(replica_id, server, engine, runner, incarnation)
 
     yield make
     for server in servers:

@@ -50,6 +50,9 @@ async def test_three_routers_hit_as_much_as_one(
         replicas = [await make_engine_replica(f"{name}-of-{count}", num_blocks=2500) for name in "abcd"]
         routers = [await make_router(replicas) for _ in range(count)]
         hits.append(await hit_tokens(routers, replicas, prompts, answer, caught_up, make_request))
+        assert not any(
+            router.counters.resyncs for router in routers
+        )  # nor does one take another's work for drift
     alone, together = hits
     assert alone > 0.5 * sum(map(len, prompts))
     assert together >= 0.99 * alone
@@ -139,6 +142,41 @@ async def test_a_router_that_is_cut_off_as_a_slow_reader_takes_nobodys_stream_wi
         await answer(router, make_request(range(1, 10_002), max_tokens=1))
     assert sleeps.counters.predicted_cached_tokens == sleeps.counters.actual_cached_tokens == 10_000
     assert reads.counters.predicted_cached_tokens == reads.counters.actual_cached_tokens == 10_000
+
+
+async def test_every_router_sees_a_killed_replica_blind_and_its_successor_exact(
+    make_engine_replica: Make,
+    make_router: Make,
+    make_request: Any,
+    answer: Make,
+    caught_up: Make,
+    eventually: Make,
+    turns: Any,
+) -> None:
+    prompts = list(turns(40))
+    stays, dies = await make_engine_replica("stays", 4000), await make_engine_replica("dies", 4000)
+    routers = [await make_router([stays, dies]) for _ in range(2)]
+    await hit_tokens(routers, [stays, dies], prompts, answer, caught_up, make_request)
+    await dies.server.aclose()
+    await eventually(lambda: all(not router.status().replicas[1].connected for router in routers))
+    for router in routers:
+        assert router.status().replicas[1].index is IndexState.BLIND
+        assert router.status().replicas[1].num_indexed_blocks == 0
+        wrong = router.counters.mispredicted_tokens
+        for prompt in prompts:
+            await answer(router, make_request(prompt))
+        assert (
+            router.counters.mispredicted_tokens == wrong
+            and router.status().replicas[1].index is IndexState.BLIND
+        )
+    successor = await make_engine_replica("dies", 4000, warm=prompts[:5], incarnation=2)
+    for router in routers:
+        await router.set_replicas([stays.info(), successor.info()])
+    await caught_up(routers, [stays, successor])
+    for router in routers:
+        assert router.status().replicas[1].index is IndexState.SYNCED
+        assert router.status().replicas[1].num_indexed_blocks > 0
+        router._index.check_integrity()
 
 
 async def next_tokens(stream: Any, count: int) -> list[int]:

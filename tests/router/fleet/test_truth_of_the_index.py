@@ -58,7 +58,7 @@ async def test_blocks_that_are_lost_without_a_word_are_found_out_and_healed_by_o
 ) -> None:
     prompts = [range(1000 * number, 1000 * number + 41) for number in range(1, 25)]
     replica = await make_engine_replica("a", num_blocks=2000, warm=prompts)
-    router = await make_router([replica])
+    router = await make_router([replica], resync_interval_s=1e-9)
     replica.on_step_thread(lose_everything)
     await answer(
         router, make_request(prompts[0])
@@ -69,6 +69,7 @@ async def test_blocks_that_are_lost_without_a_word_are_found_out_and_healed_by_o
     for prompt in prompts:
         await answer(router, make_request(prompt))
     assert router.counters.mispredicted_tokens == router.counters.predicted_cached_tokens - 40 == 40
+    assert router.counters.resyncs == 1
 
 
 async def test_a_block_that_came_without_a_word_is_found_out_at_the_first_hit(
