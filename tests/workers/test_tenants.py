@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from protocol.errors import InvalidRequest
 from protocol.sampling import SamplingParams
 from protocol.tokens import pack_tokens
 from workers.kv.block_table import BlockTable
@@ -243,6 +244,12 @@ def test_who_was_forgotten_while_it_decoded_is_remembered_when_charged() -> None
     assert len(tenants) == 1
     tenants.charge(b"decodes", account, 20 * CREDIT)
     assert tenants.enter(b"decodes") is account
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_weight_that_is_no_share_is_refused(weight: float) -> None:
+    with pytest.raises(InvalidRequest, match="weight must be above zero"):
+        waiting(1, weight=weight)
 
 
 # In the scheduler

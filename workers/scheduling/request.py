@@ -42,6 +42,8 @@ class Request:
                 f"a moved request with n={self.sampling.n} brought the tokens of {len(self.generated)} sequences",
                 param="n",
             )
+        if not 0.0 < self.weight < float("inf"):
+            raise InvalidRequest(f"a tenant's weight must be above zero, not {self.weight}", param="weight")
         if len(self.live_indices) != self.sampling.n - len(self.finished) or not self.live_indices:
             raise InvalidRequest(
                 "a request needs sequences that have not finished, each named once", param="n"
