@@ -1,7 +1,7 @@
 """Sends one answer, whole or as a stream, for as long as the client is there. Returned by the two POST routes.
 
-Nothing is sent before the first tokens have come, so whatever fails until then has its own status. Leaving, for
-whatever reason, leaves the generations, which cancels them down to the blocks.
+Nothing is sent before the first tokens have come, so whatever fails until then has its own status; only a stream that
+waits very long is kept open by a heartbeat (`heartbeat.py`). Leaving, for whatever reason, leaves the generations, which cancels them down to the blocks.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from router.http.answer import Answer, Json, usage_json
 from router.http.api_errors import api_error
 from router.http.delta import Delta
 from router.http.generate import Generations
+from router.http.heartbeat import Heartbeat
 from router.http.sse import DONE, HEADERS, events, json_bytes
 
 _MANY_SCORED_TOKENS = 1000  # from here on writing takes milliseconds and goes to a thread
@@ -59,10 +60,19 @@ class AnswerResponse(Response):
         return json_bytes(self._answer.whole(self._generations.usage))
 
     async def _send_stream(self, send: Send) -> None:
-        async with self._generations as running, aclosing(running.bursts()) as bursts:
-            first = await anext(bursts)
-            await _start(send, 200, {**HEADERS, **running.headers})
-            rest = await self._send_bursts(send, first, bursts)
+        heartbeat = Heartbeat(send)
+        try:
+            async with self._generations as running, aclosing(running.bursts()) as bursts:
+                first = await anext(bursts)
+                if not await heartbeat.stop():
+                    await _start(send, 200, {**HEADERS, **running.headers})
+                rest = await self._send_bursts(send, first, bursts)
+        except Exception as error:
+            if not await heartbeat.stop():
+                raise
+            rest = self._error_event(error)
+        finally:
+            await heartbeat.stop()
         await _write(send, rest + DONE, last=True)
 
     async def _send_bursts(
@@ -75,11 +85,14 @@ class AnswerResponse(Response):
                 burst = await anext(bursts, [])
             last = self._shown(burst)
         except Exception as error:  # too late for a status: the stream itself has to say it
-            return events([api_error(error, self._request_id).body])
+            return self._error_event(error)
         assert self._style is not None, "only streams come in bursts"
         if not self._style.include_usage:
             return last
         return last + events([self._answer.usage_chunk(self._generations.usage)])
+
+    def _error_event(self, error: Exception) -> bytes:
+        return events([api_error(error, self._request_id).body])
 
     def _shown(self, burst: list[Delta]) -> bytes:
         if self._style is None or not self._style.continuous_usage:

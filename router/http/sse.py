@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 DONE = b"data: [DONE]\n\n"
+COMMENT = b": the first token is still to come\n\n"  # says nothing to a client, and keeps proxies awake
 HEADERS = {
     "content-type": "text/event-stream; charset=utf-8",
     "cache-control": "no-cache",
