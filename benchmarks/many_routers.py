@@ -27,8 +27,8 @@ from protocol.membership import ReplicaInfo, ReplicaState
 from protocol.messages import Identity, Submit
 from protocol.sampling import SamplingParams
 from protocol.tokens import pack_tokens, unpack_tokens
-from router.prefix_index import IndexState
-from router.routed_request import RoutedRequest
+from router.prefixes.prefix_index import IndexState
+from router.requests.routed_request import RoutedRequest
 from router.router import Router
 from router.router_config import RouterConfig
 from workers.engine import Engine

@@ -24,9 +24,9 @@ from report import print_header
 from protocol.block_hash import DIGEST_BYTES, SECRET_BYTES, BlockHasher, join_digests
 from protocol.events import Removed, Stored
 from protocol.tokens import pack_tokens
-from router.policy import RoutingRequest, choose
-from router.prefill_board import PrefillBoard
-from router.prefix_index import PrefixIndex
+from router.prefixes.prefix_index import PrefixIndex
+from router.routing.policy import RoutingRequest, choose
+from router.routing.prefill_board import PrefillBoard
 
 NUM_TOKENS, BLOCK_SIZE, NUM_REPLICAS, SEED = 32_000, 16, 64, 0
 SHORT_TOKENS = 1_000

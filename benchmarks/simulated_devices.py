@@ -18,7 +18,7 @@ from protocol.handshake import ReplicaFacts
 from protocol.membership import ReplicaInfo, ReplicaState
 from protocol.messages import Identity
 from protocol.sampling import SamplingParams
-from router.routed_request import RoutedRequest
+from router.requests.routed_request import RoutedRequest
 from router.router import Router
 from router.router_config import RouterConfig
 from simulator.measurement import MeasuredDeployment, MeasuredReplica, MeasuredRequest

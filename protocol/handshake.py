@@ -5,7 +5,7 @@
                                <-   Hello(version, nonce', HMAC(nonce ‖ nonce'), identity)
     Welcome(HMAC(nonce' ‖ nonce), incarnation, identity) or Refused(reason)
 
-Used by `workers/server.py` and `router/replica_link.py`. Nothing else is read before it has ended well.
+Used by `workers/server.py` and `router/replicas/replica_link.py`. Nothing else is read before it has ended well.
 """
 
 from __future__ import annotations

@@ -17,15 +17,15 @@ from protocol.errors import Draining, ReplicaLost
 from protocol.membership import DeploymentView, Membership, ReplicaInfo
 from protocol.messages import Identity
 from router.deployment import Deployment
-from router.dispatcher import Dispatcher
-from router.explanation import Explanation
-from router.generation import Generation
-from router.prefill_board import PrefillBoard
-from router.prefix_index import PrefixIndex
-from router.replica_view import ReplicaView
-from router.routed_request import RoutedRequest
+from router.prefixes.prefix_index import PrefixIndex
+from router.replicas.replica_view import ReplicaView
+from router.requests.dispatcher import Dispatcher
+from router.requests.generation import Generation
+from router.requests.routed_request import RoutedRequest
 from router.router_config import RouterConfig
 from router.router_status import RouterCounters, RouterStatus
+from router.routing.explanation import Explanation
+from router.routing.prefill_board import PrefillBoard
 
 
 class Router:

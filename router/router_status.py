@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 from protocol.membership import DeploymentView, ReplicaState, WorkerInfo
 from protocol.messages import Load
-from router.prefix_index import IndexState
-from router.routed_request import Decision, Reason
+from router.prefixes.prefix_index import IndexState
+from router.requests.routed_request import Decision, Reason
 
 
 class Refusal(enum.Enum):

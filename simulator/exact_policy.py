@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from protocol.block_hash import split_digests
-from router.policy import RoutingRequest, choose
-from router.prefill_board import PrefillBoard
-from router.prefix_index import PrefixIndex
+from router.prefixes.prefix_index import PrefixIndex
+from router.routing.policy import RoutingRequest, choose
+from router.routing.prefill_board import PrefillBoard
 from simulator.exact import ExactReplica
 from simulator.fleet import Fleet
 from simulator.policies.policy import Policy

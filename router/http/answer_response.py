@@ -1,7 +1,8 @@
 """Sends one answer, whole or as a stream, for as long as the client is there. Returned by the two POST routes.
 
 Nothing is sent before the first tokens have come, so whatever fails until then has its own status; only a stream that
-waits very long is kept open by a heartbeat (`heartbeat.py`). Leaving, for whatever reason, leaves the generations, which cancels them down to the blocks.
+waits very long is kept open by a heartbeat (`heartbeat.py`). Leaving, for whatever reason, leaves the generations,
+which cancels them down to the blocks.
 """
 
 from __future__ import annotations

@@ -13,7 +13,6 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from protocol.tokens import pack_tokens
-from router.explanation import Explanation
 from router.http.chat import chat_prompt
 from router.http.completions import completion_prompts
 from router.http.delta import Prompt
@@ -22,7 +21,8 @@ from router.http.request_body import read_body
 from router.http.route_schemas import takes
 from router.http.serving import Serving
 from router.http.sse import json_bytes
-from router.routed_request import RoutedRequest
+from router.requests.routed_request import RoutedRequest
+from router.routing.explanation import Explanation
 
 
 def explain_routes(serving: Serving) -> APIRouter:

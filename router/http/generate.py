@@ -17,7 +17,7 @@ from router.http.delta import Delta, Prompt, Usage
 from router.http.prompt_run import PromptRun
 from router.http.request_metrics import RequestMetrics, RequestTiming
 from router.http.request_router import RequestRouter, RunningGeneration
-from router.routed_request import RoutedRequest
+from router.requests.routed_request import RoutedRequest
 from router.text.tokenizer import Tokenizer
 
 

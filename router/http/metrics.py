@@ -15,7 +15,7 @@ from protocol.events import GPU
 from protocol.messages import Load
 from router.http.request_metrics import RequestMetrics
 from router.http.request_router import RequestRouter
-from router.prefix_index import IndexState
+from router.prefixes.prefix_index import IndexState
 from router.router_status import ReplicaStatus, RouterCounters, RouterStatus
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"

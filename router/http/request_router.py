@@ -7,9 +7,9 @@ from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from protocol.messages import SequenceOutput
-from router.explanation import Explanation
-from router.routed_request import Decision, RoutedRequest
+from router.requests.routed_request import Decision, RoutedRequest
 from router.router_status import RouterCounters, RouterStatus
+from router.routing.explanation import Explanation
 
 
 class RunningGeneration(Protocol):

@@ -7,8 +7,8 @@ not ended, and the replica is told at dispatch which cached blocks will be hit.
 from __future__ import annotations
 
 from protocol.speeds import UNMEASURED
-from router.policy import RoutingRequest, choose
-from router.prefill_board import PrefillBoard
+from router.routing.policy import RoutingRequest, choose
+from router.routing.prefill_board import PrefillBoard
 from simulator.fleet import Fleet, uncached
 from simulator.holders import match_any
 from simulator.policies.policy import Policy
@@ -41,7 +41,7 @@ class ExpectedBlocks:
 
 
 class Trunkline(Policy):
-    """Order-aware and priced: see `router/policy.py`."""
+    """Order-aware and priced: see `router/routing/policy.py`."""
 
     def __init__(self, fleet: Fleet) -> None:
         super().__init__(fleet)

@@ -42,7 +42,7 @@ from protocol.messages import (
 )
 from protocol.sampling import SamplingParams
 from protocol.tokens import TOKEN_BYTES, pack_tokens, unpack_tokens
-from router.routed_request import RoutedRequest
+from router.requests.routed_request import RoutedRequest
 from router.router import Router
 from router.router_config import RouterConfig
 

@@ -22,8 +22,8 @@ from protocol.events import Removed, Stored
 from protocol.membership import ReplicaState
 from protocol.messages import FinishReason, Load, SequenceOutput, SnapshotChunk, StepFrame
 from protocol.tokens import pack_tokens
-from router.prefix_index import IndexState
-from router.routed_request import Reason
+from router.prefixes.prefix_index import IndexState
+from router.requests.routed_request import Reason
 
 Make = Callable[..., Awaitable[Any]]
 

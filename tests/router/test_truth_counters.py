@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from router.routed_request import Decision, Reason
+from router.requests.routed_request import Decision, Reason
 from router.router_status import RouterCounters
 
 

@@ -20,14 +20,14 @@ from protocol.errors import NoReplica
 from protocol.membership import ReplicaState, WorkerInfo
 from protocol.messages import CacheCounts, FinishReason, Load, SequenceOutput, TokenLogprob
 from protocol.tokens import unpack_tokens
-from router.explanation import Explanation
 from router.http.api import create_app
 from router.http.api_config import ApiConfig
 from router.http.http_server import HttpServer
-from router.policy import CostTerms
-from router.prefix_index import IndexState
-from router.routed_request import Decision, Reason, RoutedRequest
+from router.prefixes.prefix_index import IndexState
+from router.requests.routed_request import Decision, Reason, RoutedRequest
 from router.router_status import ReplicaStatus, RouterCounters, RouterStatus
+from router.routing.explanation import Explanation
+from router.routing.policy import CostTerms
 from router.text.tokenizer import Tokenizer
 
 CHAT_TEMPLATE = (

@@ -9,7 +9,7 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from router.routed_request import Decision, Reason
+from router.requests.routed_request import Decision, Reason
 
 
 async def test_the_model_is_listed(client: openai.AsyncOpenAI) -> None:

@@ -13,7 +13,7 @@ from protocol.codec import encode
 from protocol.errors import Draining
 from protocol.frames import frame
 from protocol.messages import Resync
-from router.prefix_index import IndexState
+from router.prefixes.prefix_index import IndexState
 from router.router import Router
 from workers import router_connection
 

@@ -12,7 +12,7 @@ from protocol.events import Stored
 from protocol.messages import Submit
 from protocol.sampling import SamplingParams
 from protocol.tokens import pack_tokens
-from router.prefix_index import IndexState, PrefixIndex
+from router.prefixes.prefix_index import IndexState, PrefixIndex
 from workers.engine import Engine
 
 Make = Callable[..., Awaitable[Any]]

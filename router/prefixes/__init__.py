@@ -1,0 +1,1 @@
+"""Which replica holds which blocks: one index, fed by snapshots, events and expectations."""
