@@ -25,7 +25,8 @@ from protocol.block_hash import DIGEST_BYTES, SECRET_BYTES, BlockHasher, join_di
 from protocol.events import Removed, Stored
 from protocol.tokens import pack_tokens
 from router.prefixes.prefix_index import PrefixIndex
-from router.routing.policy import RoutingRequest, choose
+from router.routing.loads import RoutingRequest
+from router.routing.policy import choose
 from router.routing.prefill_board import PrefillBoard
 
 NUM_TOKENS, BLOCK_SIZE, NUM_REPLICAS, SEED = 32_000, 16, 64, 0

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 
 from protocol.block_hash import split_digests
 from router.prefixes.prefix_index import PrefixIndex
-from router.routing.policy import RoutingRequest, choose
+from router.routing.loads import RoutingRequest
+from router.routing.policy import choose
 from router.routing.prefill_board import PrefillBoard
 from simulator.exact import ExactReplica
 from simulator.fleet import Fleet

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from router.prefixes.prefix_index import IndexState
 from router.requests.routed_request import Decision
-from router.routing.policy import CostTerms
+from router.routing.costs import CostTerms
 
 
 @dataclass(frozen=True, slots=True)

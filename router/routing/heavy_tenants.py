@@ -14,7 +14,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from router.requests.shares import Shares
-from router.routing.policy import ReplicaColumns
+from router.routing.loads import ReplicaColumns
 from router.routing.replica_book import Sent
 
 HEAVY_S = 4.0  # of prefill for the whole fleet, waiting: as much as makes a tenant heavy at a replica

@@ -15,7 +15,7 @@ from protocol.speeds import UTILIZATION_WINDOW_S, PrefillRate, Speeds
 from router.requests.shares import Shares
 from router.routing.fleet_speeds import ASSUMED_SPEEDS, FleetSpeeds
 from router.routing.heavy_tenants import heavier_tenants, loads_without
-from router.routing.policy import ReplicaColumns
+from router.routing.loads import ReplicaColumns
 from router.routing.replica_book import ReplicaBook, Sent
 
 __all__ = ["ASSUMED_SPEEDS", "PrefillBoard"]

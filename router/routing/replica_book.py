@@ -11,7 +11,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from router.requests.shares import Shares
-from router.routing.policy import UnfinishedPrefill
+from router.routing.loads import UnfinishedPrefill
 
 REPORTS_UNTIL_SEEN = 2  # the report that arrives just after a dispatch was made before it
 

@@ -12,8 +12,10 @@ from router.deployment import Deployment
 from router.prefixes.prefix_index import PrefixIndex
 from router.requests.generation import Generation
 from router.requests.routed_request import RoutedRequest
+from router.routing.costs import cost_table, price_of_a_copy
 from router.routing.explanation import Explanation
-from router.routing.policy import ReplicaColumns, RoutingRequest, choose, cost_table, price_of_a_copy
+from router.routing.loads import ReplicaColumns, RoutingRequest
+from router.routing.policy import choose
 from router.routing.prefill_board import PrefillBoard
 
 

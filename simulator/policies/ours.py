@@ -7,7 +7,8 @@ not ended, and the replica is told at dispatch which cached blocks will be hit.
 from __future__ import annotations
 
 from protocol.speeds import UNMEASURED
-from router.routing.policy import RoutingRequest, choose
+from router.routing.loads import RoutingRequest
+from router.routing.policy import choose
 from router.routing.prefill_board import PrefillBoard
 from simulator.fleet import Fleet, uncached
 from simulator.holders import match_any

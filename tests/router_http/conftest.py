@@ -26,8 +26,8 @@ from router.http.http_server import HttpServer
 from router.prefixes.prefix_index import IndexState
 from router.requests.routed_request import Decision, Reason, RoutedRequest
 from router.router_status import ReplicaStatus, RouterCounters, RouterStatus
+from router.routing.costs import CostTerms
 from router.routing.explanation import Explanation
-from router.routing.policy import CostTerms
 from router.text.tokenizer import Tokenizer
 
 CHAT_TEMPLATE = (

@@ -8,8 +8,10 @@ import pytest
 
 from protocol.speeds import Speeds
 from router.requests.routed_request import Reason
+from router.routing.costs import price_of_a_copy
 from router.routing.heavy_tenants import HEAVY_S
-from router.routing.policy import RoutingRequest, choose, price_of_a_copy
+from router.routing.loads import RoutingRequest
+from router.routing.policy import choose
 from router.routing.prefill_board import PrefillBoard
 
 TOKENS_PER_S = 1000

@@ -11,14 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.requests.routed_request import Decision, Reason
-from router.routing.policy import (
-    ReplicaColumns,
-    RoutingRequest,
-    UnfinishedPrefill,
-    choose,
-    cost_table,
-    price_of_a_copy,
-)
+from router.routing.costs import cost_table, price_of_a_copy
+from router.routing.loads import ReplicaColumns, RoutingRequest, UnfinishedPrefill
+from router.routing.policy import choose
 from router.routing.prefill_board import ASSUMED_SPEEDS, PrefillBoard
 
 

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.speeds import UNMEASURED, Speeds
-from router.routing.policy import ReplicaColumns, RoutingRequest, choose
+from router.routing.loads import ReplicaColumns, RoutingRequest
+from router.routing.policy import choose
 from router.routing.prefill_board import ASSUMED_SPEEDS, PrefillBoard
 
 SPEEDS = Speeds(0.1, 0.001, 0.0, 0.05, 0.0)
