@@ -68,9 +68,14 @@ def test_on_its_own_machine_workers_share_the_cores(cores: int, replicas: int, t
 
 
 def test_a_mistake_is_one_sentence_and_status_two(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["serve", "--replicas", "0"]) == 2
+    assert main(["serve", "--replicas", "-1"]) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: the command line: replicas: ") and said.count("\n") == 1
+
+
+def test_no_replica_at_all_is_refused_where_none_would_ever_come(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--replicas", "0", "--port", "0"]) == 2
+    assert "replicas must be at least 1" in capsys.readouterr().err
 
 
 def test_a_model_that_does_not_exist_is_refused_before_anything_starts(
