@@ -166,7 +166,9 @@ class Controller:
         if decided is None or self._state.config is not before or decided[0] == before.replicas:
             return
         after, need = decided
-        text = f"scales from {before.replicas} to {after} replicas: {need.replicas:.2f} would be busy all the time"
+        waits = need.is_waited_for and not before.replicas
+        why = "a request waits" if waits else f"{need.replicas:.2f} would be busy all the time"
+        text = f"scales from {before.replicas} to {after} replicas: {why}"
         await self._change(resized(self._state, after), text)
 
     async def _change(self, state: DeploymentState, text: str) -> None:

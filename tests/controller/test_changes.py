@@ -284,6 +284,7 @@ async def test_a_waiting_request_brings_the_first_replica(scene: Scene) -> None:
     router.told = RouterDemand(num_waiting=1)
     await pass_time(scene, 3.0)
     assert await ready(scene) == ["replica-0.1"]
+    assert "scales from 0 to 1 replicas: a request waits" in await texts(scene)
 
 
 async def test_a_router_that_does_not_answer_is_left_out(scene: Scene) -> None:
