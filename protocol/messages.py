@@ -229,6 +229,7 @@ class StepFrame:
     load: Load
     rows: bytes = b""
     tokens: bytes = b""
+    num_submits: int | None = None  # of this connection's, those that the load contains; None: not told
 
 
 @message(24)

@@ -81,6 +81,7 @@ class ExactTrunkline(Policy):
             num_in_flight=load.num_running + load.num_waiting,
             speeds=load.speeds,
             utilization=load.prefill_utilization,
+            num_submits=self.fleet.num_submits[replica],
             free_tokens=num_empty_blocks * self._prompts.hasher.block_size,
             now_s=self.fleet.now_s,
         )

@@ -38,6 +38,7 @@ class Fleet:
             Holders(num_replicas) if cached is None else cached
         )  # all routers' knowledge is the same
         self.loads: list[Load | None] = [None] * num_replicas  # as reported last
+        self.num_submits = [0] * num_replicas  # of this router's dispatches, those that the loads contain
         self.events: list[Sequence[KvEvent]] = [()] * num_replicas  # of exact replicas, with that report
         self.in_flight = [0] * num_replicas  # requests sent there that have not ended
         self.prefilling = [0] * num_replicas  # of these, those whose prefill has not ended

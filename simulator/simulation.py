@@ -94,6 +94,7 @@ class Simulation:
             for number in range(deployment.num_routers)
         ]
         self._routers = [policy(fleet) for fleet in self.fleets]
+        self._num_sent = [[0] * deployment.num_routers for _ in range(deployment.num_replicas)]
         self._router_of: dict[int, Policy] = {}  # of each request in flight, as far as its router knows
         self._deal = random.Random(deployment.seed)
         shared = self._routers[0].shares_cache
@@ -101,7 +102,9 @@ class Simulation:
         for fleet in self.fleets:
             fleet.replicas = self.replicas
         for number, replica in enumerate(self.replicas):
-            self._hear(number, Happened(), replica.load, 0.0)  # as every router does when it connects
+            self._hear(
+                number, Happened(), replica.load, 0.0, tuple(self._num_sent[number])
+            )  # as every router does when it connects
         self._slowdowns = deque(sorted(deployment.slowdowns, key=lambda each: each.since_s))
         self._due_s = [NEVER] * deployment.num_replicas  # when each replica wants to be called
         self._agenda: list[tuple[float, int]] = []  # a heap of these, with some that hold no more
@@ -149,15 +152,17 @@ class Simulation:
             self._handle(number, at_s)
 
     def _route(self, request: TraceRequest) -> None:
-        router = self._routers[0] if len(self._routers) == 1 else self._deal.choice(self._routers)
+        place = 0 if len(self._routers) == 1 else self._deal.randrange(len(self._routers))
+        router = self._routers[place]
         self._router_of[request.index] = router
         router.fleet.now_s = self._news.now_s = request.arrival_s
         number = router.choose(request)
         router.dispatched(request, number)
         router.fleet.dispatched(request, number)
+        self._num_sent[number][place] += 1
         load = self.replicas[number].add(SimulatedSequence(request), request.arrival_s)
         if load is not None:
-            self._news.tell(self._hear, number, Happened(), load, request.arrival_s)
+            self._tell(number, Happened(), load, request.arrival_s)
         self._schedule(number)
 
     def _handle(self, number: int, now_s: float) -> None:
@@ -168,13 +173,19 @@ class Simulation:
             assert sequence.ttft_s is not None, "its prefill has ended"
             self.num_late += sequence.ttft_s > self._late_s
         self.ended.extend((sequence, now_s) for sequence in happened.ended)
-        self._news.tell(self._hear, number, happened, replica.load, now_s)
+        self._tell(number, happened, replica.load, now_s)
         self._schedule(number)
 
-    def _hear(self, number: int, happened: Happened, load: Load, happened_s: float) -> None:
+    def _tell(self, number: int, happened: Happened, load: Load, now_s: float) -> None:
+        self._news.tell(self._hear, number, happened, load, now_s, tuple(self._num_sent[number]))
+
+    def _hear(
+        self, number: int, happened: Happened, load: Load, happened_s: float, num_submits: tuple[int, ...]
+    ) -> None:
         """The routers learn of it: first whose request it is, then all how busy the replica was after it."""
-        for router in self._routers:
+        for place, router in enumerate(self._routers):
             router.fleet.now_s = happened_s
+            router.fleet.num_submits[number] = num_submits[place]
             router.fleet.loads[number] = load
             router.fleet.events[number] = happened.events
         for sequence in happened.prefilled:

@@ -32,7 +32,8 @@ class RequestLedger:
         self.send_snapshot(connection, engine)
         if connection not in self._listeners:
             self._listeners.append(connection)
-        connection.post(StepFrame(engine.num_steps, (), (), engine.load()))
+        frame = StepFrame(engine.num_steps, (), (), engine.load(), num_submits=connection.num_submits)
+        connection.post(frame)
 
     def send_snapshot(self, connection: RouterConnection, engine: Engine) -> None:
         step, digests = engine.num_steps, engine.snapshot()
@@ -55,6 +56,7 @@ class RequestLedger:
         self._tell_if_idle()
 
     def submit(self, connection: RouterConnection, submit: Submit, engine: Engine) -> None:
+        connection.num_submits += 1
         try:
             if self._on_idle is not None:
                 raise Draining("this replica is draining: another one must take the request")
@@ -89,6 +91,7 @@ class RequestLedger:
                     report.load,
                     pack_tokens(rows),
                     pack_tokens(tokens),
+                    connection.num_submits,
                 )
             )
 

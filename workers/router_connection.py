@@ -15,10 +15,11 @@ MAX_BUFFERED_BYTES = (
 
 
 class RouterConnection:
-    """Only the event loop calls it, but for `post` and `allow`, which any thread may."""
+    """Only the event loop calls it, but for `post` and `allow`, which any thread may, and `num_submits`."""
 
     def __init__(self, router_id: str, writer: asyncio.StreamWriter, loop: asyncio.AbstractEventLoop) -> None:
         self.router_id = router_id
+        self.num_submits = 0  # that the engine has taken or refused; the step thread's
         self._writer = writer
         self._loop = loop
         self._allowed_bytes = MAX_BUFFERED_BYTES

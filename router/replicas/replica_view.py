@@ -203,9 +203,8 @@ class ReplicaView:
                 message.outputs, unpack_tokens(message.rows), unpack_tokens(message.tokens)
             ):
                 self._owner.deliver(self, output)
-            self._work.report(
-                message.load
-            )  # after the first tokens: it does not contain their prefills any more
+            # After the first tokens: the load does not contain their prefills any more.
+            self._work.report(message.load, message.num_submits)
         else:
             self._owner.reject(self, message)
 

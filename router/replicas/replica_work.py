@@ -83,7 +83,7 @@ class ReplicaWork:
         """Whether that ended a hang."""
         return self._watch.stepped()
 
-    def report(self, load: Load) -> None:
+    def report(self, load: Load, num_submits: int | None = None) -> None:
         self.reported = load
         hasher = self._deployment.hasher
         assert hasher is not None, "a replica that reports has told its block size"
@@ -96,6 +96,7 @@ class ReplicaWork:
             speeds=load.speeds,
             utilization=load.prefill_utilization,
             free_tokens=num_empty_blocks * hasher.block_size,
+            num_submits=num_submits,
             now_s=self._clock(),
         )
 

@@ -82,19 +82,21 @@ class PrefillBoard:
         utilization: float = 0.0,
         free_tokens: int = 0,
         num_waiting: int = 0,
+        num_submits: int | None = None,
         now_s: float = 0.0,
     ) -> None:
         """A replica's own word after a step, told later than all first tokens of that step.
 
         `free_tokens`: for so many it has blocks that nobody uses and in which nothing is cached.
-        `num_waiting`: requests no part of which runs yet.
+        `num_waiting`: requests no part of which runs yet. `num_submits`: of our dispatches, those that it contains;
+        None: all.
         """
         place = self._places[replica]
         self._speeds.report(place, speeds)
         growth = self._spent_by[place].become(utilization, now_s)
         self._spent.add(growth * UTILIZATION_WINDOW_S, now_s)
         book = self._books[place]
-        book.report(waiting_prefill_tokens, num_waiting, num_in_flight, free_tokens)
+        book.report(waiting_prefill_tokens, num_waiting, num_in_flight, free_tokens, num_submits)
         self._num_others[place] = book.num_others
         self._others_prefill_s[place] = book.others_tokens * self._speeds.prefill_s_per_token[place]
         self._count(place)

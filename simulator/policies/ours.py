@@ -102,6 +102,7 @@ class Trunkline(Policy):
             num_in_flight=load.num_running + load.num_waiting,
             speeds=load.speeds,
             utilization=load.prefill_utilization,
+            num_submits=self.fleet.num_submits[replica],
             free_tokens=num_empty_blocks * BLOCK_TOKENS,
             now_s=self.fleet.now_s,
         )

@@ -53,6 +53,18 @@ async def test_a_request_is_answered_token_by_token(replica: Any, submit: Build)
     assert outputs[-1].finish_reason is FinishReason.LENGTH
 
 
+async def test_a_frame_says_how_many_of_its_routers_requests_the_load_contains(
+    replica: Any, submit: Build
+) -> None:
+    async with replica.router() as other, replica.router() as router:
+        router.send(submit("a"))
+        router.send(submit("a"))  # refused: it is there already
+        router.send(submit("b"))
+        frame = await router.until(StepFrame, lambda step: step.num_submits == 3)
+        assert frame.load.num_running + frame.load.num_waiting <= 2
+        assert (await other.until(StepFrame)).num_submits == 0
+
+
 async def test_the_same_prompt_again_is_reported_as_cached(replica: Any, submit: Build) -> None:
     async with replica.router() as router:
         router.send(submit("a"))

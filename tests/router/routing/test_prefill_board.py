@@ -77,18 +77,18 @@ def test_its_first_token_ends_the_prefill_and_its_end_the_rest(board: PrefillBoa
     board.check_integrity()
 
 
-def test_a_report_that_cannot_contain_a_dispatch_yet_takes_nothing_from_it(board: PrefillBoard) -> None:
+def test_a_report_that_does_not_contain_a_dispatch_takes_nothing_from_it(board: PrefillBoard) -> None:
     send(board, "one", 900)
-    report(board, waiting=0, in_flight=0)
+    for _ in range(3):
+        report(board, waiting=0, in_flight=0, num_submits=0)
     assert board.waiting_prefill_tokens("a") == 900
-    report(board, waiting=900, in_flight=1)
+    report(board, waiting=900, in_flight=1, num_submits=1)
     assert (board.waiting_prefill_tokens("a"), board.columns(0.0).num_in_flight[0]) == (900, 1)
 
 
 def test_what_a_replica_has_beyond_our_dispatches_others_sent(board: PrefillBoard) -> None:
     send(board, "one", 900)
-    for _ in range(2):
-        report(board, waiting=2_900, in_flight=5)
+    report(board, waiting=2_900, in_flight=5)
     loads = board.columns(0.0)
     assert loads.others_prefill_s[0] == pytest.approx(2.0) and remaining(loads) == [pytest.approx(1.0)]
     assert (loads.num_in_flight[0], board.waiting_prefill_tokens("a")) == (5, 2_900)
@@ -96,8 +96,7 @@ def test_what_a_replica_has_beyond_our_dispatches_others_sent(board: PrefillBoar
 
 def test_how_many_others_sent_is_what_waits_and_one_that_runs_less_our_own(board: PrefillBoard) -> None:
     send(board, "one", 900)
-    for _ in range(2):
-        report(board, waiting=2_900, num_waiting=3)
+    report(board, waiting=2_900, num_waiting=3)
     assert board.columns(0.0).num_others == [3, 0]
     report(board, waiting=900, num_waiting=3)
     assert board.columns(0.0).num_others == [0, 0]
@@ -108,8 +107,7 @@ def test_how_many_others_sent_is_what_waits_and_one_that_runs_less_our_own(board
 def test_what_it_has_less_of_is_computed_already_of_the_first_in_its_order(board: PrefillBoard) -> None:
     send(board, "long", 8_000)
     send(board, "short", 900, now_s=0.5)
-    for _ in range(2):
-        report(board, waiting=7_000, in_flight=2)  # all of the short one, 1,000 of the long one
+    report(board, waiting=7_000, in_flight=2)  # all of the short one, 1,000 of the long one
     assert remaining(board.columns(1.0)) == [pytest.approx(8.1 * 7 / 8), 0.0]
     assert board.waiting_prefill_tokens("a") == 7_000
     board.check_integrity()
