@@ -13,8 +13,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from workers.scheduling.admission import ASSUMED_PREFILL_S_PER_TOKEN
-
 SLACK_S = 1.0  # of prefill; every level is as much again
 CREDIT_S = 10.0
 HEAVY_S = 4.0  # of prefill that wait of a tenant beside its longest: with more it is heavy
@@ -45,7 +43,7 @@ class Tenants:
         self._floor = 0.0  # the most that the tenant in the line with least has ever had
         self._base = 0.0  # level 0 of now
         self._calm = True  # nobody is heavy
-        self._s_per_token = ASSUMED_PREFILL_S_PER_TOKEN
+        self._s_per_token = 0.0  # not read while it is calm
         self.highest_level = 0  # when levels were settled last
 
     def __len__(self) -> int:
