@@ -179,6 +179,7 @@ class Controller:
                 unit.forgive()
         self._note("", text)
         await self._save()
+        self._publish()  # whoever asked for it sees it from now on
         self._wake.set()
 
     async def _follow_upgrade(self) -> None:
@@ -208,8 +209,12 @@ class Controller:
         known = await self._store.load()
         if known is not None:
             self._want(known)
-        for record in self._state.units:
+        records = self._state.units
+        for record in records:
             await self._adopt_unit(record)
+        for record in records:
+            if record.draining and self._units[record.unit].alive:
+                self._drain(self._units[record.unit])  # only now are all routers known that it must ask
         await self._launcher.sweep([unit.record() for unit in self._units.values() if unit.alive])
         await self._save()
         self._adopted.set()
@@ -225,8 +230,6 @@ class Controller:
         log.info("adopts %s.%d", unit.name, unit.incarnation)
         unit.state, unit.facts = ReplicaState.READY, record.facts
         self._tending.tend(unit, launched, record.facts)
-        if record.draining:
-            self._drain(unit)
 
     def _plan(self) -> Plan:
         observed = [unit.observed() for unit in self._units.values()]

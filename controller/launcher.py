@@ -20,9 +20,9 @@ from controller.names import (
     NAMESPACE,
     ActorName,
     group_name,
-    is_on,
     is_router,
     parse_actor_name,
+    router_on,
 )
 from controller.placement import release, stray_groups
 from controller.replica_group import ReplicaGroup
@@ -80,7 +80,7 @@ class RayLauncher:
         """Where the router of a node goes, asked off the event loop. Raises StartFailed when the node has gone."""
 
         def placed() -> NodeAffinitySchedulingStrategy:
-            node = next((each for each in living_nodes() if is_on(unit, each)), None)
+            node = next((each for each in living_nodes() if router_on(each) == unit), None)
             if node is None:
                 raise StartFailed("its node has gone")
             return NodeAffinitySchedulingStrategy(node, soft=False)

@@ -52,10 +52,6 @@ def router_on(node: str) -> str:
     return f"router-{node[:_NODE_DIGITS]}"
 
 
-def is_on(router: str, node: str) -> bool:
-    return router == router_on(node)
-
-
 def is_router(unit: str) -> bool:
     return unit.startswith("router-")
 

@@ -17,8 +17,6 @@ from dataclasses import dataclass
 
 from controller.rollout import Observed, Wanted, units_to_have
 
-__all__ = ["Observed", "Wanted"]
-
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 60.0
 STEADY_S = 60.0  # a unit that was ready for so long has not crashed in a row

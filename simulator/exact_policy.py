@@ -45,7 +45,8 @@ class ExactTrunkline(Policy):
         depths = self._index.match(self._prompts.of(request).digests[:most])
         loads = self._board.columns(now_s, tenant=request.tenant.encode())
         matched = [depths.get(name, 0) * size for name in loads.replicas]
-        decision = choose(RoutingRequest(request.num_tokens, matched), loads, self.fleet.rng)
+        routing = RoutingRequest(request.num_tokens, matched, priority=request.priority)
+        decision = choose(routing, loads, self.fleet.rng)
         self.predicted[request.index] = decision.matched_tokens
         return int(decision.replica)
 
@@ -60,6 +61,7 @@ class ExactTrunkline(Policy):
             num_cached=num_cached,
             now_s=now_s,
             tenant=request.tenant.encode(),
+            priority=request.priority,
         )
 
     def prefilled(self, request: TraceRequest, replica: int) -> None:
@@ -74,16 +76,9 @@ class ExactTrunkline(Policy):
             self._index.apply(self._names[replica], event)
         load = self.fleet.loads[replica]
         assert load is not None, "it has just reported"
-        num_empty_blocks = load.num_blocks - load.num_used_blocks - load.num_cached_blocks
-        self._board.report(
-            self._names[replica],
-            waiting_prefill_tokens=load.waiting_prefill_tokens,
-            num_in_flight=load.num_running + load.num_waiting,
-            speeds=load.speeds,
-            utilization=load.prefill_utilization,
-            num_submits=self.fleet.num_submits[replica],
-            free_tokens=num_empty_blocks * self._prompts.hasher.block_size,
-            now_s=self.fleet.now_s,
+        num_submits = self.fleet.num_submits[replica]
+        self._board.report_load(
+            self._names[replica], load, self._prompts.hasher.block_size, num_submits, self.fleet.now_s
         )
 
     def check_integrity(self, snapshots: Mapping[str, bytes]) -> None:

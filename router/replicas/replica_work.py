@@ -87,18 +87,7 @@ class ReplicaWork:
         self.reported = load
         hasher = self._deployment.hasher
         assert hasher is not None, "a replica that reports has told its block size"
-        num_empty_blocks = load.num_blocks - load.num_used_blocks - load.num_cached_blocks
-        self._board.report(
-            self._replica_id,
-            waiting_prefill_tokens=load.waiting_prefill_tokens,
-            num_waiting=load.num_waiting,
-            num_in_flight=load.num_running + load.num_waiting,
-            speeds=load.speeds,
-            utilization=load.prefill_utilization,
-            free_tokens=num_empty_blocks * hasher.block_size,
-            num_submits=num_submits,
-            now_s=self._clock(),
-        )
+        self._board.report_load(self._replica_id, load, hasher.block_size, num_submits, self._clock())
 
     def _prefill_s(self) -> float:
         """What all prefill that waits there would take: no step takes longer for it."""

@@ -11,6 +11,7 @@ from collections.abc import Collection, Sequence
 from operator import mul
 from typing import TypeVar
 
+from protocol.messages import Load
 from protocol.speeds import UTILIZATION_WINDOW_S, PrefillRate, Speeds
 from router.requests.shares import Shares
 from router.routing.fleet_speeds import ASSUMED_SPEEDS, FleetSpeeds
@@ -100,6 +101,23 @@ class PrefillBoard:
         self._num_others[place] = book.num_others
         self._others_prefill_s[place] = book.others_tokens * self._speeds.prefill_s_per_token[place]
         self._count(place)
+
+    def report_load(
+        self, replica: str, load: Load, block_size: int, num_submits: int | None, now_s: float
+    ) -> None:
+        """The same, as a replica says it: see `report`."""
+        num_empty_blocks = load.num_blocks - load.num_used_blocks - load.num_cached_blocks
+        self.report(
+            replica,
+            waiting_prefill_tokens=load.waiting_prefill_tokens,
+            num_waiting=load.num_waiting,
+            num_in_flight=load.num_running + load.num_waiting,
+            speeds=load.speeds,
+            utilization=load.prefill_utilization,
+            free_tokens=num_empty_blocks * block_size,
+            num_submits=num_submits,
+            now_s=now_s,
+        )
 
     # Requests
 

@@ -94,18 +94,8 @@ class Trunkline(Policy):
     def reported(self, replica: int) -> None:
         load = self.fleet.loads[replica]
         assert load is not None, "it has just reported"
-        num_empty_blocks = load.num_blocks - load.num_used_blocks - load.num_cached_blocks
-        self._board.report(
-            self._names[replica],
-            waiting_prefill_tokens=load.waiting_prefill_tokens,
-            num_waiting=load.num_waiting,
-            num_in_flight=load.num_running + load.num_waiting,
-            speeds=load.speeds,
-            utilization=load.prefill_utilization,
-            num_submits=self.fleet.num_submits[replica],
-            free_tokens=num_empty_blocks * BLOCK_TOKENS,
-            now_s=self.fleet.now_s,
-        )
+        num_submits = self.fleet.num_submits[replica]
+        self._board.report_load(self._names[replica], load, BLOCK_TOKENS, num_submits, self.fleet.now_s)
 
 
 class SharedTrunkline(Trunkline):

@@ -121,6 +121,7 @@ async def test_a_drain_is_gone_on_with_by_a_successor(scene: Scene) -> None:
     scene.start(replicas=1)
     assert await ready(scene) == ["replica-1.1"]
     assert "drain replica-0.1" in scene.launcher.log
+    assert "router-0.1 vacates replica-0" in scene.launcher.log
 
 
 @pytest.mark.parametrize("num_replicas", [-1, 1025])
@@ -145,6 +146,14 @@ async def test_an_upgrade_replaces_every_replica_and_no_router(scene: Scene) -> 
     assert [each.replica_id for each in after.replicas] == ["replica-2", "replica-3"]
     assert (after.view.upgrading, after.routers[0].incarnation) == (False, 1)
     assert (await texts(scene))[-1] == "the upgrade is through"
+
+
+async def test_whoever_asked_for_an_upgrade_sees_it_under_way_at_once(scene: Scene) -> None:
+    scene.launcher.held = {"replica-1.1"}
+    scene.start(replicas=1)
+    await scene.settle()
+    await scene.controller.upgrade(build_config({"replicas": 1, "max_num_seqs": 8}))
+    assert (await scene.controller.status(None))[1].view.upgrading
 
 
 async def test_an_upgrade_of_what_routers_are_told_replaces_them(scene: Scene) -> None:

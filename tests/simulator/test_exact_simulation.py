@@ -12,6 +12,7 @@ from protocol.tokens import pack_tokens, unpack_tokens
 from simulator.comparison import summary
 from simulator.exact import ExactReplica, ExactReplicas
 from simulator.exact_policy import EXACT_ORDERS, EXACT_POLICIES, ExactTrunkline
+from simulator.fleet import Fleet
 from simulator.policies.registry import ORDERS, OUR_ORDER, POLICIES
 from simulator.prompts import Prompts
 from simulator.sequence import SimulatedSequence
@@ -159,6 +160,29 @@ def test_a_hot_prompt_that_comes_four_times_before_its_first_prefill_ends_is_com
     again = [replace(first, index=index, arrival_s=0.01 * index) for index in range(1, 4)]
     cached = {index: each.cached_tokens for index, (each, _) in by_index(ran([first, *again])).items()}
     assert cached == {0: 0} | dict.fromkeys((1, 2, 3), first.num_tokens - 64)
+
+
+class Recording(ExactTrunkline):
+    """Our policy, and where it sent each request."""
+
+    def __init__(self, fleet: Fleet, chosen: list[int]) -> None:
+        super().__init__(fleet)
+        self._chosen = chosen
+
+    def choose(self, request: TraceRequest) -> int:
+        self._chosen.append(super().choose(request))
+        return self._chosen[-1]
+
+
+def test_priority_classes_count_in_the_choice() -> None:
+    """By its length the first is ahead of the third, and shorter than the second; by its class it is overtaken."""
+    later = (replace(prompt(index, 0.001 * index, 16 + 8 * index), priority=-1) for index in (1, 2))
+    chosen: list[int] = []
+    deployment = Deployment(2, NUM_BLOCKS, MODEL, make_replicas=EXACT)
+    requests = [prompt(0, 0.0, 20), *later]
+    Simulation(requests, deployment, lambda fleet: Recording(fleet, chosen), EXACT_ORDERS[OUR_ORDER]).run()
+    first, second, third = chosen
+    assert first != second == third
 
 
 def test_other_policies_are_told_what_is_cached_in_blocks_of_the_trace(
