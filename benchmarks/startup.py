@@ -20,7 +20,7 @@ from system import ROOT, running_system
 SLIM_RAY = """
 import time
 started = time.perf_counter()
-from controller.config import build_config
+from controller.config_file import build_config
 from controller.local_ray import connected
 with connected(None, build_config({})):
     print(time.perf_counter() - started)

@@ -125,11 +125,12 @@ def warm_up(url: str, block_size: int) -> None:
 def deployment_facts(url: str) -> MeasuredDeployment:
     with urllib.request.urlopen(f"{url}/status") as answer:
         status: Any = json.load(answer)
+    (model,) = status["models"]
     loads = {replica["id"]: replica["load"] for replica in status["replicas"]}
     return MeasuredDeployment(
-        model=status["model"],
+        model=model["name"],
         policy="trunkline",
-        block_size=status["block_size"],
+        block_size=model["block_size"],
         num_blocks=min(load["num_blocks"] for load in loads.values()),
         max_num_seqs=MAX_NUM_SEQS,
         max_num_batched_tokens=MAX_NUM_BATCHED_TOKENS,

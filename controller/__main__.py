@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from controller.config import load_config
+from controller.config_file import load_config
 from protocol.errors import TrunklineError
 
 
@@ -16,7 +16,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--detach", action="store_true", help="return at once; `trunkline stop` ends it")
     options = parser.parse_args(arguments)
     try:
-        config = load_config(options.config).with_keys_read()
+        config = load_config(options.config).with_files_read()
         from controller.background import serve
 
         return serve(config, options.address, detach=options.detach)

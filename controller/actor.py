@@ -40,8 +40,8 @@ class ControllerActor:
     async def stop(self, grace_s: float) -> None:
         await self._controller.stop(grace_s)
 
-    async def scale(self, num_replicas: int) -> None:
-        await self._controller.scale(num_replicas)
+    async def scale(self, num_replicas: int, model: str | None) -> None:
+        await self._controller.scale(num_replicas, model)
 
     async def drain(self, replica: str) -> None:
         await self._controller.drain(replica)

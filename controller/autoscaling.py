@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from controller.config import Autoscaling
+from controller.model_config import Autoscaling
 from protocol.demand import RouterDemand
 
 BACKLOG_GONE_S = 30.0

@@ -22,10 +22,11 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 
 def serve(config: DeploymentConfig, address: str | None = None, *, detach: bool = False) -> int:
     """In the foreground, or with `detach` until the deployment has been launched. The exit status."""
-    if config.replicas == 0 and config.autoscaling is None:
-        raise InvalidRequest(
-            "replicas must be at least 1 where they do not scale by themselves", param="replicas"
-        )
+    for model in config.models:
+        if model.replicas == 0 and model.autoscaling is None:
+            raise InvalidRequest(
+                "replicas must be at least 1 where they do not scale by themselves", param="replicas"
+            )
     address = address or os.environ.get("RAY_ADDRESS")
     if address:
         prepare_to_join(address)

@@ -5,22 +5,34 @@ Called by `controller.py`. A mistake is an InvalidRequest with one sentence; the
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from controller.config import MOST_REPLICAS, DeploymentConfig
+from controller.config import DeploymentConfig
+from controller.model_config import MOST_REPLICAS, ModelConfig
 from controller.rollout import Observed, Wanted
 from controller.state import DeploymentState
 from controller.unit import Unit
+from protocol.deployment_secrets import DeploymentSecrets
 from protocol.errors import InvalidRequest
 
-# What routers and replicas must agree on for as long as both run: an upgrade has both at once.
-_LASTING = ("model", "block_size")
+
+def model_meant(config: DeploymentConfig, name: str | None) -> ModelConfig:
+    """None: the only one."""
+    if name is None and len(config.models) == 1:
+        return config.models[0]
+    found = None if name is None else config.find(name)
+    if found is None:
+        said = "say which model" if name is None else f"there is no model {name!r}"
+        raise InvalidRequest(f"{said}: there are {', '.join(config.names)}", param="model")
+    return found
 
 
-def scaled(state: DeploymentState, num_replicas: int) -> DeploymentState:
+def scaled(state: DeploymentState, num_replicas: int, model: str | None = None) -> DeploymentState:
     _check_running(state)
-    if state.config.autoscaling is not None:
+    meant = model_meant(state.config, model)
+    if meant.autoscaling is not None:
         raise InvalidRequest(
             "replicas scale by themselves here: change the bounds of autoscaling with `trunkline upgrade`"
         )
@@ -28,32 +40,33 @@ def scaled(state: DeploymentState, num_replicas: int) -> DeploymentState:
         raise InvalidRequest(
             f"the number of replicas must be between 0 and {MOST_REPLICAS}, not {num_replicas}"
         )
-    return resized(state, num_replicas)
+    return resized(state, {meant.name: num_replicas})
 
 
-def resized(state: DeploymentState, num_replicas: int) -> DeploymentState:
-    config = state.config.model_copy(update={"replicas": num_replicas})
-    return replace(state, config=config)
+def resized(state: DeploymentState, sizes: Mapping[str, int]) -> DeploymentState:
+    """Other numbers of replicas, by the models' names."""
+    return replace(state, config=state.config.resized(sizes))
 
 
 def upgraded(state: DeploymentState, config: DeploymentConfig) -> DeploymentState:
     """One upgrade over another is one: what failure goes back to is what ran well before both."""
     _check_running(state)
-    for name in _LASTING:
-        if getattr(config, name) != getattr(state.config, name):
-            raise InvalidRequest(
-                f"an upgrade cannot change {name}: start a second deployment and move the clients to it",
-                param=name,
-            )
-    if config.autoscaling is not None:  # which knows better than the file how many there should be now
-        config = config.model_copy(update={"replicas": state.config.replicas})
+    if config.secret is not None and DeploymentSecrets.derived(config.secret) != state.secrets:
+        raise InvalidRequest(
+            "an upgrade cannot change the secret, on which caches and connections rest: leave it out",
+            param="secret_file",
+        )
+    scaling = {model.name for model in config.models if model.autoscaling is not None}
+    # Demand knows better than the file how many of them there should be now.
+    sizes = {name: num for name, num in _sizes(state.config).items() if name in scaling}
+    config = config.resized(sizes).model_copy(update={"secret": None})
     return replace(state, config=config, previous=state.previous or state.config, upgrade_error="")
 
 
 def taken_back(state: DeploymentState, reason: str) -> DeploymentState:
-    """The former configuration, with the number of replicas that is wanted now."""
+    """The former configuration, with the numbers of replicas that are wanted now."""
     assert state.previous is not None, "there is no upgrade to take back"
-    config = state.previous.model_copy(update={"replicas": state.config.replicas})
+    config = state.previous.resized(_sizes(state.config))
     return replace(state, config=config, previous=None, upgrade_error=reason)
 
 
@@ -72,14 +85,15 @@ def drainable(state: DeploymentState, units: Mapping[str, Unit], name: str) -> U
 
 def settled(wanted: Wanted, observed: Sequence[Observed]) -> bool:
     """Everything that is wanted is ready, and nothing else is left."""
-    replicas = [each for each in observed if not each.is_router]
-    routers = [each for each in observed if each.is_router]
-    return (
-        len(replicas) == wanted.num_replicas
-        and len(routers) == len(wanted.routers)
-        and all(each.ready and each.revision == wanted.revision for each in replicas)
-        and all(each.ready and each.revision == wanted.router_revision for each in routers)
+    revisions = {"": wanted.router_revision} | {model.name: model.revision for model in wanted.models}
+    numbers = {"": len(wanted.routers)} | {model.name: model.num_replicas for model in wanted.models}
+    return Counter(each.model for each in observed) == Counter(numbers) and all(
+        each.ready and each.revision == revisions[each.model] for each in observed
     )
+
+
+def _sizes(config: DeploymentConfig) -> dict[str, int]:
+    return {model.name: model.replicas for model in config.models}
 
 
 def _check_running(state: DeploymentState) -> None:

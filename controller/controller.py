@@ -12,21 +12,31 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from controller.changes import drainable, finished, resized, scaled, settled, taken_back, upgraded
+from controller.changes import (
+    drainable,
+    finished,
+    model_meant,
+    resized,
+    scaled,
+    settled,
+    taken_back,
+    upgraded,
+)
 from controller.config import DeploymentConfig, Routers
 from controller.demand_watch import DemandWatch
 from controller.events import noted
 from controller.log import log
-from controller.names import is_router, router_name, router_on
+from controller.names import router_name, router_on
+from controller.picture import hopeless_detail, membership_of
 from controller.published import Published
 from controller.reconcile import Action, Plan, Verb, reconcile
-from controller.revision import replica_revision, router_revision
-from controller.rollout import Wanted
+from controller.revision import replica_revision, router_revision, served_model
+from controller.rollout import Wanted, WantedModel
 from controller.state import DeploymentState, Store
 from controller.status import DeploymentStatus, status_of
 from controller.tending import Tending
 from controller.unit import Launcher, Unit, UnitRecord
-from protocol.membership import DeploymentView, Event, Membership, ReplicaInfo, ReplicaState
+from protocol.membership import Event, Membership, ReplicaState
 
 NODES_INTERVAL_S = 2.0
 
@@ -49,11 +59,13 @@ class Controller:
         self._units: dict[str, Unit] = {}
         self._demand = DemandWatch(self._units, clock)
         self._wake = asyncio.Event()
-        self._tending = Tending(clock, self._became_ready, self._wake.set, self._note)
+        self._tending = Tending(
+            clock, self._demand.ready_routers, self._became_ready, self._wake.set, self._note
+        )
         self._saving = asyncio.Lock()
         self._adopted = asyncio.Event()
         self._stopped = asyncio.Event()
-        self._members: Published[tuple[tuple[ReplicaInfo, ...], DeploymentView]] = Published()
+        self._members: Published[Membership] = Published()
         self._status: Published[DeploymentStatus] = Published()
 
     async def run(self) -> None:
@@ -80,8 +92,8 @@ class Controller:
 
     async def membership(self, version: int | None) -> Membership:
         """As soon as it is another than the caller's version."""
-        version, (replicas, view) = await self._members.other_than(version)
-        return Membership(version, replicas, view)
+        version, membership = await self._members.other_than(version)
+        return replace(membership, version=version)
 
     async def status(self, version: int | None) -> tuple[int, DeploymentStatus]:
         return await self._status.other_than(version)
@@ -96,14 +108,14 @@ class Controller:
             self._tending.hurry()
         await self._stopped.wait()
 
-    async def scale(self, num_replicas: int) -> None:
-        """So many replicas from now on. Raises InvalidRequest."""
+    async def scale(self, num_replicas: int, model: str | None = None) -> None:
+        """So many replicas of a model, or of the only one, from now on. Raises InvalidRequest."""
         await self._adopted.wait()
-        scaled(self._state, num_replicas)  # a mistake is one at once
-        await self._demand.ask()  # who has cached least is to go, and routers know
-        before = self._state.config.replicas
-        state = scaled(self._state, num_replicas)
-        await self._change(state, f"scales from {before} to {num_replicas} replicas")
+        scaled(self._state, num_replicas, model)  # a mistake is one at once
+        await self._demand.look_at_caches()  # who has cached least of its own is to go, and routers know
+        meant = model_meant(self._state.config, model)
+        state = scaled(self._state, num_replicas, model)
+        await self._change(state, f"{meant.name} scales from {meant.replicas} to {num_replicas} replicas")
 
     async def drain(self, replica: str) -> None:
         """End it, its running requests first; another takes its place. Returns when it is gone.
@@ -138,9 +150,10 @@ class Controller:
         self._state = state
         self._launcher = self._make_launcher(state)
         self._wanted = Wanted(
-            num_replicas=config.replicas,
+            tuple(
+                WantedModel(model.name, model.replicas, replica_revision(model)) for model in config.models
+            ),
             routers=self._wanted_routers(config.routers),
-            revision=replica_revision(config),
             router_revision=router_revision(config),
             surge=config.upgrade.surge,
         )
@@ -162,14 +175,13 @@ class Controller:
     async def _follow_demand(self) -> None:
         """Where replicas scale by themselves: as many as the demand calls for. Not amid an upgrade."""
         before = self._state.config
-        decided = None if self._stopping or self._state.previous else await self._demand.decide(before)
-        if decided is None or self._state.config is not before or decided[0] == before.replicas:
+        if self._stopping or self._state.previous or not (resizings := await self._demand.decide(before)):
             return
-        after, need = decided
-        waits = need.is_waited_for and not before.replicas
-        why = "a request waits" if waits else f"{need.replicas:.2f} would be busy all the time"
-        text = f"scales from {before.replicas} to {after} replicas: {why}"
-        await self._change(resized(self._state, after), text)
+        if any(each.after < each.before for each in resizings):
+            await self._demand.look_at_caches()
+        if self._state.config is before:  # nobody has asked for something else meanwhile
+            sizes = {each.model: each.after for each in resizings}
+            await self._change(resized(self._state, sizes), "; ".join(map(str, resizings)))
 
     async def _change(self, state: DeploymentState, text: str) -> None:
         """Another wanted state, stored before anything is done for it."""
@@ -200,7 +212,11 @@ class Controller:
         return failed and (unit.hopeless or (unit.failures >= 2 and not unit.proven))
 
     def _revision_of(self, unit: Unit) -> str:
-        return self._wanted.router_revision if unit.is_router else self._wanted.revision
+        """Which it would be started with now. Empty: its model is no longer wanted."""
+        if unit.is_router:
+            return self._wanted.router_revision
+        wanted = self._wanted.find(unit.model)
+        return "" if wanted is None else wanted.revision
 
     # From wanted to actual
 
@@ -220,11 +236,11 @@ class Controller:
         self._adopted.set()
 
     async def _adopt_unit(self, record: UnitRecord) -> None:
-        unit = Unit(record.unit, is_router(record.unit), record.incarnation, record.revision)
+        unit = Unit(record.unit, record.serves, record.incarnation, record.revision)
         self._units[record.unit] = unit
         if record.facts is None:
             return
-        launched = await self._launcher.adopt(record.unit, record.incarnation, record.facts)
+        launched = await self._launcher.adopt(record, record.facts)
         if launched is None:
             return
         log.info("adopts %s.%d", unit.name, unit.incarnation)
@@ -242,27 +258,30 @@ class Controller:
         elif action.verb is Verb.DRAIN:
             self._drain(self._units[action.unit])
         else:
-            await self._start(self._units.get(action.unit) or self._new(action.unit))
+            await self._start(self._units.get(action.unit) or self._new(action.unit), action.model)
 
     def _new(self, name: str) -> Unit:
         """Its incarnations count on where a former unit of this name stopped: nothing old is taken for new."""
-        unit = self._units[name] = Unit(name, is_router(name), self._state.retired.get(name, 0))
+        unit = self._units[name] = Unit(name, incarnation=self._state.retired.get(name, 0))
         return unit
 
-    async def _start(self, unit: Unit) -> None:
+    async def _start(self, unit: Unit, model: str) -> None:
+        asked_for = self._state.config.find(model)
+        unit.serves = None if asked_for is None else served_model(asked_for)
         if unit.revision != self._revision_of(unit):
             unit.forgive()
         unit.incarnation, unit.revision = unit.incarnation + 1, self._revision_of(unit)
         unit.state, unit.facts, unit.ready_at_s = ReplicaState.STARTING, None, None
+        unit.accepted, unit.num_own_blocks = False, 0
         await self._save()
         log.info("starts %s.%d", unit.name, unit.incarnation)
-        self._tending.tend(unit, self._launcher.launch(unit.name, unit.incarnation), None)
+        self._tending.tend(unit, self._launcher.launch(unit.name, unit.incarnation, model), None)
 
     def _drain(self, unit: Unit) -> None:
         stop_grace_s = self._state.stop_grace_s
         grace_s = self._state.config.drain_timeout_s if stop_grace_s is None else stop_grace_s
         self._note(unit.name, "drains")
-        self._tending.drain(unit, grace_s, () if unit.is_router else self._demand.ready_routers())
+        self._tending.drain(unit, grace_s)
 
     async def _became_ready(self, unit: Unit) -> None:
         self._note(unit.name, "is ready")
@@ -279,26 +298,17 @@ class Controller:
 
     def _publish(self) -> None:
         """Nothing before all has been adopted: an empty membership would cut every router off."""
-        infos = [unit.info() for unit in sorted(self._units.values(), key=lambda unit: unit.name)]
-        replicas = tuple(info for info in infos if not is_router(info.replica_id))
-        state = self._state
-        view = DeploymentView(
-            num_wanted=0 if self._stopping else state.config.replicas,
-            routers=tuple(info for info in infos if is_router(info.replica_id)),
-            upgrading=state.previous is not None,
-            upgrade_error=state.upgrade_error,
-            events=state.events,
-        )
-        self._members.publish((replicas, view))
-        hopeless = next((unit.detail for unit in self._units.values() if unit.hopeless), "")
-        self._status.publish(status_of(replicas, view, hopeless, self._stopping))
+        units = [self._units[name] for name in sorted(self._units)]
+        membership = membership_of(self._state, units)
+        self._members.publish(membership)
+        self._status.publish(status_of(membership, hopeless_detail(units), self._stopping))
 
     async def _await_change(self, look_again_at_s: float | None) -> None:
         """Ray tells nobody when nodes come and go, nor is demand an event: what matters is asked for again soon."""
         times_s = [] if look_again_at_s is None else [look_again_at_s]
         if self._state.config.routers.per_node:
             times_s.append(self._clock() + NODES_INTERVAL_S)
-        if self._state.config.autoscaling is not None:
+        if any(model.autoscaling is not None for model in self._state.config.models):
             times_s.append(self._demand.due_s)
         wait_s = max(0.0, min(times_s) - self._clock()) if times_s else None
         with contextlib.suppress(TimeoutError):

@@ -38,7 +38,12 @@ class Deployment:
         RayStore().remove_now()  # of a deployment whose controller somebody killed for good
         # Of watchers and routers each has one call waiting, for as long as nothing changes.
         controller = detached(ControllerActor, CONTROLLER, max_restarts=-1, max_concurrency=1000)
-        return cls(controller.remote(config, DeploymentSecrets.generate(), actors or Actors()))
+        made = (
+            DeploymentSecrets.generate()
+            if config.secret is None
+            else DeploymentSecrets.derived(config.secret)
+        )
+        return cls(controller.remote(config.model_copy(update={"secret": None}), made, actors or Actors()))
 
     @classmethod
     def find(cls) -> Deployment | None:
@@ -63,9 +68,9 @@ class Deployment:
             if status.phase is Phase.STOPPED:
                 return
 
-    async def scale(self, num_replicas: int) -> None:
-        """Raises InvalidRequest, as do the two below."""
-        await self._ask("scale", num_replicas)
+    async def scale(self, num_replicas: int, model: str | None = None) -> None:
+        """Of a model, or of the only one. Raises InvalidRequest, as do the two below."""
+        await self._ask("scale", num_replicas, model)
 
     async def drain(self, replica: str) -> None:
         """Returns when it is gone."""

@@ -56,7 +56,7 @@ class Foreground:
         self._config = config
         self._logs = logs
         self._began_s = began_s
-        self._progress = Progress(config.replicas)
+        self._progress = Progress(config.num_replicas)
         self._first = asyncio.Event()
         self._second = asyncio.Event()
 

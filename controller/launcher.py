@@ -15,6 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from controller.config import DeploymentConfig
 from controller.log import log
+from controller.model_config import ModelConfig
 from controller.names import (
     GROUP_PREFIX,
     NAMESPACE,
@@ -46,11 +47,11 @@ class RayLauncher:
         self._secrets = secrets
         self._actors = actors
 
-    def launch(self, unit: str, incarnation: int) -> Launched:
-        return self._make(unit, incarnation)
+    def launch(self, unit: str, incarnation: int, model: str) -> Launched:
+        return self._make(unit, incarnation, self._config.find(model))
 
-    async def adopt(self, unit: str, incarnation: int, facts: UnitFacts) -> Launched | None:
-        made = self._make(unit, incarnation)
+    async def adopt(self, record: UnitRecord, facts: UnitFacts) -> Launched | None:
+        made = self._make(record.unit, record.incarnation)
         return made if await made.adopt(facts) else None
 
     async def nodes(self) -> tuple[str, ...]:
@@ -68,12 +69,15 @@ class RayLauncher:
         for group in await asyncio.to_thread(stray_groups, GROUP_PREFIX, groups):
             await release(group)
 
-    def _make(self, unit: str, incarnation: int) -> ReplicaGroup | RouterProcess:
+    def _make(
+        self, unit: str, incarnation: int, model: ModelConfig | None = None
+    ) -> ReplicaGroup | RouterProcess:
         if is_router(unit):
             launch = router_launch(unit, self._config, self._secrets)
             placed = self._on_node(unit) if self._config.routers.per_node else lambda: "SPREAD"
             return RouterProcess(ActorName(unit, incarnation), launch, self._actors.router, placed)
-        return ReplicaGroup(unit, incarnation, self._config, self._secrets, self._actors.worker)
+        limit_s = self._config.silent_after_s
+        return ReplicaGroup(unit, incarnation, model, self._secrets, self._actors.worker, limit_s)
 
     @staticmethod
     def _on_node(unit: str) -> Callable[[], NodeAffinitySchedulingStrategy]:
@@ -96,12 +100,9 @@ def router_launch(unit: str, config: DeploymentConfig, secrets: DeploymentSecret
     routers = config.routers
     return RouterLaunch(
         router_id=unit,
-        model=config.model,
-        served_model_name=config.served_model_name,
         host=routers.host,
         port=routers.port if routers.per_node else routers.port_of(int(unit.rpartition("-")[2])),
         api_keys=config.api_keys,
         no_api_key=config.no_api_key,
-        admission_timeout_s=config.admission_timeout_s,
         secrets=secrets,
     )

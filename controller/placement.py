@@ -15,7 +15,7 @@ from ray.util import get_placement_group, placement_group, placement_group_table
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from controller.config import WorkerResources
+from controller.model_config import WorkerResources
 from controller.names import group_name
 
 

@@ -74,14 +74,13 @@ def _first_line(text: str) -> str:
 def ready_text(config: DeploymentConfig, status: DeploymentStatus, logs: Path | None, taken_s: float) -> str:
     """The URL, a line to paste, and where the logs are."""
     replicas = f"{status.num_ready} {'replica' if status.num_ready == 1 else 'replicas'}"
-    name = config.served_model_name or config.model
-    url = status.urls[0]
+    names, url = config.names, status.urls[0]
     body = json.dumps(
-        {"model": name, "prompt": "The capital of France is", "max_tokens": 16, "temperature": 0}
+        {"model": names[0], "prompt": "The capital of France is", "max_tokens": 16, "temperature": 0}
     )
     key = "-H 'Authorization: Bearer YOUR-API-KEY' " if config.api_keys else ""
     lines = [
-        f"Trunkline serves {name} at {' '.join(status.urls)} ({replicas}, {taken_s:.1f} s to ready)",
+        f"Trunkline serves {', '.join(names)} at {' '.join(status.urls)} ({replicas}, {taken_s:.1f} s to ready)",
         "",
         f"  curl {url}/v1/completions {key}-H 'Content-Type: application/json' -d '{body}'",
         "",

@@ -32,6 +32,7 @@ class Verb(enum.Enum):
 class Action:
     verb: Verb
     unit: str
+    model: str = ""  # that a unit to be started serves; empty: it is a router
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ def failures_in_a_row(before: int, ready_for_s: float | None) -> int:
 
 def reconcile(wanted: Wanted, observed: Sequence[Observed], now_s: float, stopping: bool) -> Plan:
     actual = {each.unit: each for each in observed}
-    keep = [] if stopping else units_to_have(wanted, observed)
+    keep = {} if stopping else units_to_have(wanted, observed)
     pausing = {unit for unit in keep if unit in actual and _pauses(actual[unit], now_s)}
     starts = [unit for unit in keep if unit not in pausing and _may_start(actual.get(unit))]
     unwanted = [each for each in observed if each.unit not in keep]
@@ -62,7 +63,7 @@ def reconcile(wanted: Wanted, observed: Sequence[Observed], now_s: float, stoppi
         if each.alive and not each.draining and (not stopping or _may_drain(each, unwanted))
     ]
     actions = (
-        *(Action(Verb.START, unit) for unit in starts),
+        *(Action(Verb.START, unit, keep[unit]) for unit in starts),
         *(Action(Verb.DRAIN, unit) for unit in drains),
         *(Action(Verb.FORGET, each.unit) for each in unwanted if not each.alive),
     )

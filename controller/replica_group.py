@@ -16,9 +16,9 @@ from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup
 
 from controller.actor_calls import ADOPT_TIMEOUT_S, answer, detached
-from controller.config import DeploymentConfig
 from controller.deaths import explain, process_died, start_failed
 from controller.log import log
+from controller.model_config import ModelConfig
 from controller.names import NAMESPACE, ActorName
 from controller.placement import at_rank, find_group, release, reserve, waits_for
 from controller.processes import end_everywhere
@@ -34,19 +34,23 @@ SETTLE_S = 0.5  # after the first rank has failed: how long another may take to 
 
 
 class ReplicaGroup:
+    """`model` is None where a former controller's replica is adopted."""
+
     def __init__(
         self,
         replica_id: str,
         incarnation: int,
-        config: DeploymentConfig,
+        model: ModelConfig | None,
         secrets: DeploymentSecrets,
         worker_class: type,
+        silent_after_s: float,
     ) -> None:
         self._replica_id = replica_id
         self._incarnation = incarnation
-        self._config = config
+        self._model = model
         self._secrets = secrets
         self._class = worker_class
+        self._silent_after_s = silent_after_s
         self._group: PlacementGroup | None = None
         self._workers: list[Any] = []
         self._infos: tuple[WorkerInfo, ...] = ()
@@ -109,7 +113,7 @@ class ReplicaGroup:
 
     async def _first_silence(self) -> str:
         """A process that stands still, or a host that has gone, ends no call: it is asked, again and again."""
-        limit_s = self._config.silent_after_s
+        limit_s = self._silent_after_s
         while True:
             await asyncio.sleep(min(HEARTBEAT_S, limit_s))
             asked = [answer(worker.info.remote()) for worker in self._workers]
@@ -139,6 +143,11 @@ class ReplicaGroup:
             log.error(
                 "%s.%d: processes %s could not be ended", self._replica_id, self._incarnation, survivors
             )
+
+    @property
+    def _config(self) -> ModelConfig:
+        assert self._model is not None, "what a former controller has started is not started again"
+        return self._model
 
     def _name(self, rank: int) -> ActorName:
         return ActorName(self._replica_id, self._incarnation, rank)

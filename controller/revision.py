@@ -9,28 +9,35 @@ import hashlib
 import json
 
 from controller.config import DeploymentConfig
+from controller.model_config import ModelConfig
+from protocol.membership import ServedModel
 
-_OF_ROUTERS = {"model", "served_model_name", "api_keys", "no_api_key"}
-_OF_NEITHER = {
-    "silent_after_s",
-    "replicas",
-    "routers",
-    "upgrade",
-    "autoscaling",
-    "drain_timeout_s",
-    "start_timeout_s",
-    "api_key_file",
-}
+# Replicas that differ in one of these cannot stand in for each other: other tokens, or other digests of them.
+_OF_A_VERSION = {"model", "served_model_name", "block_size"}
+_NOT_OF_A_REPLICA = {"replicas", "autoscaling", "start_timeout_s"}
+_OF_A_ROUTER = {"api_keys", "no_api_key"}
 
 
-def replica_revision(config: DeploymentConfig) -> str:
-    return _digest(config.model_dump(mode="json", exclude=(_OF_ROUTERS | _OF_NEITHER) - {"model"}))
+def replica_revision(model: ModelConfig) -> str:
+    return _digest(model.model_dump(mode="json", exclude=_NOT_OF_A_REPLICA))
 
 
 def router_revision(config: DeploymentConfig) -> str:
-    shared = config.model_dump(mode="json", include=_OF_ROUTERS)
     listening = {"host": config.routers.host, "port": config.routers.port}
-    return _digest({**shared, **listening, "admission_timeout_s": config.admission_timeout_s})
+    return _digest({**config.model_dump(mode="json", include=_OF_A_ROUTER), **listening})
+
+
+def served_model(model: ModelConfig) -> ServedModel:
+    """As routers are told of it."""
+    return ServedModel(
+        name=model.name,
+        source=model.model,
+        version=_digest(model.model_dump(mode="json", include=_OF_A_VERSION)),
+        num_wanted=model.replicas,
+        max_model_len=model.max_model_len,
+        scales_to_zero=model.scales_to_zero,
+        admission_timeout_s=model.admission_timeout_s,
+    )
 
 
 def _digest(launched_with: dict[str, object]) -> str:

@@ -25,7 +25,7 @@ from router.launch import RouterLaunch
 
 CLOSE_TIMEOUT_S = 5.0
 RETRY_AFTER_S = 0.1
-DEMAND_TIMEOUT_S = 2.0
+ANSWER_TIMEOUT_S = 2.0
 
 
 class RouterProcess:
@@ -75,14 +75,21 @@ class RouterProcess:
                 await answer(self._actor.drain.remote(grace_s))
                 await answer(self._actor.close.remote())
 
-    async def demand(self) -> RouterDemand | None:
+    async def demand(self) -> tuple[RouterDemand, ...]:
+        told: tuple[RouterDemand, ...] | None = await self._ask("demand")
+        return told or ()
+
+    async def own_blocks(self) -> tuple[tuple[str, int], ...]:
+        told: tuple[tuple[str, int], ...] | None = await self._ask("own_blocks")
+        return told or ()
+
+    async def meet(self, replica: str, incarnation: int) -> str:
+        """A router that dies meanwhile has nothing against it."""
         assert self._actor is not None, "asked before it was started"
-        try:
-            async with asyncio.timeout(DEMAND_TIMEOUT_S):
-                told: RouterDemand = await answer(self._actor.demand.remote())
-        except (TimeoutError, RayError):
-            return None
-        return told
+        with contextlib.suppress(RayError):
+            refusal: str = await answer(self._actor.meet.remote(replica, incarnation))
+            return refusal
+        return ""
 
     async def vacate(self, replica: str, grace_s: float) -> None:
         """A router that dies meanwhile has nothing there any more."""
@@ -96,6 +103,15 @@ class RouterProcess:
             return
         await asyncio.to_thread(ray.kill, self._actor)
         await end_everywhere(() if self._info is None else (self._info,))
+
+    async def _ask(self, method: str) -> Any:
+        """None: it does not answer."""
+        assert self._actor is not None, "asked before it was started"
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                return await answer(getattr(self._actor, method).remote())
+        except (TimeoutError, RayError):
+            return None
 
     def _create(self) -> None:
         actor = detached(self._class, str(self._name), scheduling_strategy=self._placed())

@@ -19,7 +19,7 @@ from controller.config import DeploymentConfig
 from controller.names import NAMESPACE
 from controller.unit import UnitFacts, UnitRecord
 from protocol.deployment_secrets import DeploymentSecrets
-from protocol.membership import Event, WorkerInfo
+from protocol.membership import Event, ServedModel, WorkerInfo
 
 _KEY = b"deployment"
 
@@ -67,11 +67,12 @@ class DeploymentState:
 
 
 def _unit(record: dict[str, Any]) -> UnitRecord:
-    facts = record["facts"]
+    facts, serves = record["facts"], record["serves"]
     if facts is not None:
         workers = tuple(WorkerInfo(**worker) for worker in facts["workers"])
         facts = UnitFacts(facts["host"], facts["port"], workers)
-    return UnitRecord(**{**record, "facts": facts})
+    served = None if serves is None else ServedModel(**serves)
+    return UnitRecord(**{**record, "facts": facts, "serves": served})
 
 
 class Store(Protocol):

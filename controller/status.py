@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from protocol.membership import DeploymentView, ReplicaInfo, ReplicaState
+from protocol.membership import DeploymentView, Membership, ReplicaInfo, ReplicaState, ServedModel
 
 
 class Phase(enum.Enum):
@@ -20,6 +20,7 @@ class Phase(enum.Enum):
 class DeploymentStatus:
     phase: Phase
     replicas: tuple[ReplicaInfo, ...]
+    models: tuple[ServedModel, ...]
     view: DeploymentView
     detail: str = ""  # why it is hopeless
 
@@ -28,8 +29,17 @@ class DeploymentStatus:
         return self.view.routers
 
     @property
+    def num_wanted(self) -> int:
+        return sum(model.num_wanted for model in self.models)
+
+    @property
     def num_ready(self) -> int:
         return sum(replica.state is ReplicaState.READY for replica in self.replicas)
+
+    def replicas_of(self, model: str) -> tuple[ReplicaInfo, ...]:
+        """By the name that clients ask for, whatever version they serve."""
+        versions = {each.version for each in self.models if each.name == model}
+        return tuple(replica for replica in self.replicas if replica.serves in versions)
 
     @property
     def urls(self) -> tuple[str, ...]:
@@ -43,10 +53,10 @@ def url_of(host: str, port: int) -> str:
     return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
 
 
-def status_of(
-    replicas: tuple[ReplicaInfo, ...], view: DeploymentView, hopeless: str, stopping: bool
-) -> DeploymentStatus:
-    units = (*replicas, *view.routers)
+def status_of(membership: Membership, hopeless: str, stopping: bool) -> DeploymentStatus:
+    view = membership.deployment
+    assert view is not None, "the controller shows the whole of its deployment"
+    units = (*membership.replicas, *view.routers)
     if stopping:
         phase = Phase.STOPPING if units else Phase.STOPPED
     elif hopeless:
@@ -55,4 +65,4 @@ def status_of(
         phase = Phase.READY
     else:
         phase = Phase.STARTING
-    return DeploymentStatus(phase, replicas, view, hopeless)
+    return DeploymentStatus(phase, membership.replicas, membership.models, view, hopeless)

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 from controller.rollout import Observed
 from protocol.demand import RouterDemand
 from protocol.errors import TrunklineError
-from protocol.membership import ReplicaInfo, ReplicaState, WorkerInfo
+from protocol.membership import ReplicaInfo, ReplicaState, ServedModel, WorkerInfo
 
 
 class StartFailed(TrunklineError):
@@ -44,6 +44,7 @@ class UnitRecord:
     facts: UnitFacts | None = None
     revision: str = ""
     draining: bool = False
+    serves: ServedModel | None = None  # None: it is a router
 
 
 Tell = Callable[[str], None]  # what a start is waiting for
@@ -73,8 +74,16 @@ class Launched(Protocol):
 class Router(Launched, Protocol):
     """What a router does beside: it knows which requests run on a replica."""
 
-    async def demand(self) -> RouterDemand | None:
-        """None: it does not answer."""
+    async def demand(self) -> tuple[RouterDemand, ...]:
+        """One for each version of each model; none when it does not answer."""
+        ...
+
+    async def own_blocks(self) -> tuple[tuple[str, int], ...]:
+        """How many blocks are cached at each replica and nowhere else; nothing when it does not answer."""
+        ...
+
+    async def meet(self, replica: str, incarnation: int) -> str:
+        """Returns when this router sends it requests (nothing), or knows that it never will (why)."""
         ...
 
     async def vacate(self, replica: str, grace_s: float) -> None:
@@ -88,9 +97,11 @@ class Router(Launched, Protocol):
 class Launcher(Protocol):
     """Makes incarnations, and finds those that a former controller made."""
 
-    def launch(self, unit: str, incarnation: int) -> Launched: ...
+    def launch(self, unit: str, incarnation: int, model: str) -> Launched:
+        """A replica of a model, by its name; a router where that is empty."""
+        ...
 
-    async def adopt(self, unit: str, incarnation: int, facts: UnitFacts) -> Launched | None:
+    async def adopt(self, record: UnitRecord, facts: UnitFacts) -> Launched | None:
         """None: it is no longer whole."""
         ...
 
@@ -108,7 +119,7 @@ class Unit:
     """One unit's present. Changed by its own task in `controller.py`, read by everybody there."""
 
     name: str
-    is_router: bool
+    serves: ServedModel | None = None  # by its present incarnation; None: it is a router
     incarnation: int = 0
     revision: str = ""  # of the present incarnation
     state: ReplicaState = ReplicaState.STARTING
@@ -118,11 +129,20 @@ class Unit:
     failed_at_s: float = 0.0
     ready_at_s: float | None = None
     hopeless: bool = False
-    num_cached_blocks: int = 0  # as far as routers have told
-    proven: bool = False  # it has been ready once, so whatever fails now may pass
+    num_own_blocks: int = 0  # cached nowhere else, as far as a router has told
+    accepted: bool = False  # every router that was there sends it requests
+    proven: bool = False  # it has been accepted once, so whatever fails now may pass
     launched: Launched | None = None
     work: asyncio.Task[None] | None = field(default=None, repr=False)  # from start to death
     task: asyncio.Task[None] | None = field(default=None, repr=False)  # to the end of its processes
+
+    @property
+    def is_router(self) -> bool:
+        return self.serves is None
+
+    @property
+    def model(self) -> str:
+        return "" if self.serves is None else self.serves.name
 
     @property
     def alive(self) -> bool:
@@ -132,27 +152,27 @@ class Unit:
         return Observed(
             self.name,
             self.alive,
-            self.is_router,
-            ready=self.state is ReplicaState.READY,
+            self.model,
+            ready=self.state is ReplicaState.READY and self.accepted,
             draining=self.state is ReplicaState.DRAINING,
             revision=self.revision,
-            num_cached_blocks=self.num_cached_blocks,
+            num_own_blocks=self.num_own_blocks,
             failures=self.failures,
             failed_at_s=self.failed_at_s,
             hopeless=self.hopeless,
         )
 
     def info(self) -> ReplicaInfo:
+        version = "" if self.serves is None else self.serves.version
+        info = ReplicaInfo(self.name, self.state, self.incarnation, detail=self.detail, serves=version)
         facts = self.facts
         if facts is None:
-            return ReplicaInfo(self.name, self.state, self.incarnation, detail=self.detail)
-        return ReplicaInfo(
-            self.name, self.state, self.incarnation, facts.host, facts.port, facts.workers, self.detail
-        )
+            return info
+        return replace(info, host=facts.host, port=facts.port, workers=facts.workers)
 
     def record(self) -> UnitRecord:
         draining = self.state is ReplicaState.DRAINING
-        return UnitRecord(self.name, self.incarnation, self.facts, self.revision, draining)
+        return UnitRecord(self.name, self.incarnation, self.facts, self.revision, draining, self.serves)
 
     def forgive(self) -> None:
         """It is to be started differently now: former failures say nothing of that."""

@@ -1,4 +1,4 @@
-"""The three secrets of a deployment, made once and kept beside its wanted state.
+"""The three secrets of a deployment, made once or derived from a given one, and kept beside its wanted state.
 
 They travel as actor arguments: never in argv, the environment, a log or a repr.
 """
@@ -22,6 +22,17 @@ class DeploymentSecrets:
     @classmethod
     def generate(cls) -> DeploymentSecrets:
         return cls(secrets.token_bytes(SECRET_BYTES), secrets.token_bytes(32), secrets.token_bytes(32))
+
+    @classmethod
+    def derived(cls, secret: str) -> DeploymentSecrets:
+        """Always the same three of one secret; none tells of another, nor of it (HKDF-Expand, RFC 5869)."""
+
+        def expand(purpose: bytes) -> bytes:
+            return hmac.new(secret.encode(), purpose + b"\x01", hashlib.sha256).digest()
+
+        return cls(
+            expand(b"trunkline hash")[:SECRET_BYTES], expand(b"trunkline hello"), expand(b"trunkline salt")
+        )
 
     def tenant_salt(self, api_key: str) -> str:
         """One tenant's cache salt: nobody can make another's, so nobody can time another's cache."""

@@ -28,6 +28,8 @@ _SLOW_TOKENIZER_FILES = ("vocab.json", "merges.txt", "vocab.txt", "added_tokens.
 _DESCRIBING_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
 _BELOW_THE_TOP = "*/*"
 _HEAD_BYTES = 64 * 1024
+# How the context's length is called in config.json, by one family or another.
+_CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,7 @@ class ModelSource:
     model_digest: str
     tokenizer_digest: str
     template_digest: str
+    context_tokens: int | None = None  # as config.json says: a replica may have less, or be told to have more
 
 
 def resolve_model(name: str, *, served_name: str | None = None, revision: str | None = None) -> ModelSource:
@@ -52,6 +55,7 @@ def resolve_model(name: str, *, served_name: str | None = None, revision: str | 
         _model_digest(directory),
         _tokenizer_digest(directory),
         _template_digest(directory),
+        _context_tokens(directory),
     )
 
 
@@ -159,3 +163,17 @@ def _template_digest(directory: Path) -> str:
         entry = json.loads(config.read_bytes()).get("chat_template")
         digest.update(json.dumps(entry, sort_keys=True).encode())
     return digest.hexdigest()
+
+
+def _context_tokens(directory: Path) -> int | None:
+    """None where it cannot be told from afar: the engine, which knows each family, complains of what is wrong."""
+    try:
+        config = json.loads((directory / "config.json").read_bytes())
+        config = {**config, **config.get("text_config", {})}  # a model that also sees or hears
+        length = next(config[name] for name in _CONTEXT_NAMES if config.get(name) is not None)
+        scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
+        if "yarn" in (scaling.get("rope_type"), scaling.get("type")):
+            length = max(length, scaling.get("original_max_position_embeddings", length) * scaling["factor"])
+        return max(1, int(length))
+    except (ValueError, TypeError, AttributeError, KeyError, StopIteration):
+        return None

@@ -27,6 +27,7 @@ from router.service import RouterService
 
 log = logging.getLogger("router")
 RETRY_AFTER_S = 0.5  # while there is no controller to ask; the last membership stays in force
+MEET_TIMEOUT_S = 600.0  # whoever asked has given up long before, but cannot end the call
 
 
 class RouterActor:
@@ -63,8 +64,25 @@ class RouterActor:
         """
         return self._service.call(self._service.drain_replica(replica_id, deadline_s)).result()
 
-    def demand(self) -> RouterDemand:
+    def meet(self, replica_id: str, incarnation: int) -> str:
+        """Returns once requests are sent to this incarnation: empty. Or once it is known that none will be: why.
+
+        May be called before the membership names it.
+        """
+        meeting = self._service.call(self._service.meet(replica_id, incarnation))
+        try:
+            return meeting.result(MEET_TIMEOUT_S)
+        except TimeoutError:
+            meeting.cancel()
+            return f"it could not be reached in {MEET_TIMEOUT_S:.0f} s"
+
+    def demand(self) -> tuple[RouterDemand, ...]:
+        """Of every version of every model."""
         return self._service.call(self._service.demand()).result()
+
+    def own_blocks(self) -> tuple[tuple[str, int], ...]:
+        """How many blocks each replica alone holds, of all that serve its version; nothing of one that is BLIND."""
+        return self._service.call(self._service.own_blocks()).result()
 
     def close(self) -> None:
         self._service.close()

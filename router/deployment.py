@@ -1,4 +1,4 @@
-"""What a router knows of its deployment: its identity, completed by the replicas', and its block hasher.
+"""What a core knows of the version that it routes: its identity, completed by the replicas', and its block hasher.
 
 Shared by the links (whom to greet, with which key) and the dispatcher (how to hash a prompt).
 """

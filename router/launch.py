@@ -10,13 +10,10 @@ from protocol.deployment_secrets import DeploymentSecrets
 @dataclass(frozen=True, slots=True)
 class RouterLaunch:
     router_id: str
-    model: str  # as `protocol/model_source.py` understands it
-    served_model_name: str | None
     host: str  # `node`: the address by which Ray knows the router's node
     port: int  # 0: a free one
     secrets: DeploymentSecrets = field(repr=False)
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     no_api_key: bool = False  # whoever reaches the address may ask
-    admission_timeout_s: float = 60.0  # how long a request without a deadline waits for a replica
     namespace: str = "trunkline"  # of Ray, where
     controller: str = "controller"  # is the actor that publishes the membership

@@ -1,6 +1,7 @@
-"""The router's core: follows the membership, holds one view per replica, opens generations. Called by `api.py`.
+"""The core that routes one version of a model: holds a view per replica, opens generations.
 
-Takes token ids and gives token ids: knows nothing of HTTP or text, and nothing of Ray.
+Made and led by `models/model_version.py`, asked by the HTTP endpoint. Takes token ids and gives token ids: knows
+nothing of HTTP or text, of other models, or of Ray.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from contextlib import asynccontextmanager
 from protocol.demand import RouterDemand
 from protocol.deployment_secrets import DeploymentSecrets
 from protocol.errors import Draining, ReplicaLost
-from protocol.membership import DeploymentView, Membership, ReplicaInfo
+from protocol.membership import ReplicaInfo
 from protocol.messages import Identity
 from router.deployment import Deployment
 from router.prefixes.prefix_index import PrefixIndex
@@ -37,12 +38,16 @@ class Router:
         identity: Identity,
         secrets: DeploymentSecrets,
         *,
+        counters: RouterCounters | None = None,
+        changed: Callable[[], None] = lambda: None,
         rng: random.Random | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.counters = RouterCounters()
+        """`counters` may be shared with other cores. `changed` is called whenever `met` may have a new answer."""
+        self.counters = counters or RouterCounters()
         self._config = config
         self._clock = clock
+        self._changed = changed
         self._deployment = Deployment(identity, secrets)
         self._index = PrefixIndex(
             expectation_ttl_s=config.expectation_ttl_s, max_blocks_per_replica=config.max_indexed_blocks
@@ -60,15 +65,13 @@ class Router:
             clock,
         )
         self._membership_lock = asyncio.Lock()
-        self._view: DeploymentView | None = None  # the controller's
         self._draining = False
         self._max_model_len: int | None = None
+        self._num_requests = 0  # taken here, whatever the counters are shared with
+        self._num_open = 0
+        self._empty = asyncio.Event()  # set when the last open request leaves
 
     # Replicas
-
-    async def follow(self, membership: Membership) -> None:
-        self._view = membership.deployment
-        await self.set_replicas(membership.replicas)
 
     async def set_replicas(self, replicas: Sequence[ReplicaInfo]) -> None:
         """Follow the controller's membership: what is new is connected to, what is gone is left."""
@@ -82,7 +85,14 @@ class Router:
 
     def _add(self, info: ReplicaInfo) -> ReplicaView:
         view = ReplicaView(
-            info, self._config, self._deployment, self._index, self._board, self._dispatcher, self._clock
+            info,
+            self._config,
+            self._deployment,
+            self._index,
+            self._board,
+            self._dispatcher,
+            self._changed,
+            self._clock,
         )
         self._views[info.replica_id] = view
         return view
@@ -102,6 +112,11 @@ class Router:
         view = self._views.get(replica_id)
         return view is None or await view.drain(deadline_s)
 
+    def met(self, replica_id: str, incarnation: int) -> str | None:
+        """Empty: this incarnation is sent requests; a sentence: it will not be; None: that is not known yet."""
+        view = self._views.get(replica_id)
+        return None if view is None else view.met(incarnation)
+
     # Requests
 
     @asynccontextmanager
@@ -113,11 +128,16 @@ class Router:
         if self._draining:
             raise Draining("the router takes no new requests: it is going down")
         generation = self._dispatcher.begin(request)
+        self._num_requests += 1
+        self._num_open += 1
         try:
             await generation.placed()
             yield generation
         finally:
             self._dispatcher.end(generation)
+            self._num_open -= 1
+            if not self._num_open:
+                self._empty.set()
 
     def explain(self, request: RoutedRequest) -> Explanation:
         """Where the request would go now, and why. Nothing is sent, counted or remembered. Raises NoReplica."""
@@ -142,12 +162,23 @@ class Router:
         return not self._draining and any(view.accepting for view in self._views.values())
 
     @property
-    def draining(self) -> bool:
-        return self._draining
+    def num_accepting(self) -> int:
+        """Replicas that take new requests."""
+        return sum(view.accepting for view in self._views.values())
 
     def drain(self) -> None:
         """No longer ready, and no new requests; those that run end."""
         self._draining = True
+
+    async def idle(self) -> None:
+        """Until no request is open."""
+        while self._num_open:
+            self._empty.clear()
+            await self._empty.wait()
+
+    def set_admission_timeout(self, timeout_s: float) -> None:
+        """How long a request without a deadline waits for a replica; those that wait already wait as they were told."""
+        self._dispatcher.set_admission_timeout(timeout_s)
 
     @property
     def block_size(self) -> int | None:
@@ -161,16 +192,22 @@ class Router:
         self._max_model_len = min(lengths, default=self._max_model_len)
         return self._max_model_len
 
-    def demand(self) -> RouterDemand:
+    def demand(self, version: str = "") -> RouterDemand:
+        """`version`: of the model that this core routes."""
         spent, sent = self._board.prefill_rates(self._clock())
         loads = ((view.replica_id, view.reported) for view in self._views.values())
         return RouterDemand(
             loads=tuple((replica, load) for replica, load in loads if load is not None),
             prefill_spent=spent,
             prefill_sent=sent,
-            num_requests=self.counters.requests,
+            num_requests=self._num_requests,
             num_waiting=self._dispatcher.num_waiting,
+            version=version,
         )
+
+    async def own_blocks(self) -> tuple[tuple[str, int], ...]:
+        """How many blocks each replica alone holds; of one that is BLIND nothing is told."""
+        return tuple((await self._index.own_blocks()).items())
 
     def status(self) -> RouterStatus:
         return RouterStatus(
@@ -186,7 +223,6 @@ class Router:
             num_queued_tokens=self._dispatcher.num_queued_tokens,
             max_queued_tokens=self._dispatcher.max_queued_tokens,
             num_index_bytes=self._index.num_bytes,
-            deployment=self._view,
         )
 
     async def aclose(self) -> None:

@@ -1,6 +1,6 @@
-"""What a router tells about itself: one consistent picture (`RouterStatus`) and its counters, plain and monotonic.
+"""What a router tells about itself: one consistent picture (`ServiceStatus`) and its counters, plain and monotonic.
 
-Filled in by `router.py`, `dispatcher.py` and `replica_view.py`; shown by `metrics.py` and `/admin/status`.
+Filled in by `service.py`, `router.py`, `dispatcher.py` and `replica_view.py`; shown by `metrics.py` and `/status`.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
-from protocol.membership import DeploymentView, ReplicaState, WorkerInfo
+from protocol.membership import DeploymentView, ReplicaState, ServedModel, WorkerInfo
 from protocol.messages import Load
 from router.prefixes.prefix_index import IndexState
 from router.requests.routed_request import Decision, Reason
@@ -40,6 +40,8 @@ class ReplicaStatus:
 
 @dataclass(frozen=True, slots=True)
 class RouterStatus:
+    """Of the core that routes one version of one model."""
+
     router_id: str
     model: str
     ready: bool
@@ -52,6 +54,24 @@ class RouterStatus:
     num_queued_tokens: int = 0  # uncached ones of prompts that this router took and that are not computed yet
     max_queued_tokens: int | None = None  # beyond it requests are refused; None: no replica, no such bound
     num_index_bytes: int = 0  # that the prefix index takes
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStatus:
+    """One version of one model at this router."""
+
+    served: ServedModel
+    router: RouterStatus
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceStatus:
+    """A router whole: every model that it serves."""
+
+    router_id: str
+    ready: bool
+    draining: bool
+    models: tuple[ModelStatus, ...]
     deployment: DeploymentView | None = None  # as the controller told last
 
 

@@ -1,4 +1,4 @@
-"""One router whole: core, tokenizer, HTTP endpoint, and the membership that it follows. `actor.py` runs it.
+"""One router whole: its models, its HTTP endpoint, and the membership that it follows. `actor.py` runs it.
 
 The HTTP stack is imported when it runs and not before: the controller imports this file too.
 """
@@ -6,23 +6,21 @@ The HTTP stack is imported when it runs and not before: the controller imports t
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Coroutine
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from protocol import __version__
-from protocol.block_hash import ALGORITHM
 from protocol.demand import RouterDemand
+from protocol.errors import Draining
 from protocol.membership import Membership
-from protocol.messages import Identity
-from protocol.model_source import ModelSource, resolve_model
 from router.http.auth import check_bind
 from router.launch import RouterLaunch
 
 if TYPE_CHECKING:
+    from router.http.catalog import Catalog
     from router.http.http_server import HttpServer
-    from router.router import Router
+    from router.models.served_models import ServedModels
 
 T = TypeVar("T")
 CLOSE_GRACE_S = 1.0  # for connections when nothing was drained
@@ -38,7 +36,7 @@ class RouterService:
         self._memberships = memberships
         self._loop: asyncio.AbstractEventLoop | None = None
         self._leave = asyncio.Event()
-        self._router: Router | None = None
+        self._served: ServedModels | None = None
         self._server: HttpServer | None = None
 
     async def run(self) -> None:
@@ -50,6 +48,8 @@ class RouterService:
             if not self.address.done():
                 self.address.set_exception(error)
             raise
+        if not self.address.done():
+            self.address.set_exception(Draining("the router was closed before it listened"))
 
     def call(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         """Have the service's own loop do something."""
@@ -59,77 +59,74 @@ class RouterService:
 
     async def drain(self, grace_s: float) -> None:
         """Readiness goes, then new requests, then the running ones end or the time is over."""
-        assert self._router is not None and self._server is not None, "drained before it listens"
-        self._router.drain()
+        assert self._server is not None, "drained before it listens"
+        self._models.drain()
         await self._server.aclose(grace_s)
 
     async def drain_replica(self, replica_id: str, deadline_s: float) -> bool:
         """See `Router.drain_replica`."""
-        assert self._router is not None, "a service that listens has a router"
-        return await self._router.drain_replica(replica_id, deadline_s)
+        return await self._models.drain_replica(replica_id, deadline_s)
 
-    async def demand(self) -> RouterDemand:
-        assert self._router is not None, "a service that listens has a router"
-        return self._router.demand()
+    async def meet(self, replica_id: str, incarnation: int) -> str:
+        """See `ServedModels.meet`."""
+        return await self._models.meet(replica_id, incarnation)
+
+    async def demand(self) -> tuple[RouterDemand, ...]:
+        """Of every version of every model."""
+        return self._models.demand()
+
+    async def own_blocks(self) -> tuple[tuple[str, int], ...]:
+        """See `ServedModels.own_blocks`."""
+        return await self._models.own_blocks()
 
     def close(self) -> None:
         """End `run`; what still runs is cut off. A second call does nothing."""
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._leave.set)
 
-    async def _serve(self) -> None:
-        from router.router import Router
-        from router.router_config import RouterConfig
+    @property
+    def _models(self) -> ServedModels:
+        assert self._served is not None, "a service that listens has models"
+        return self._served
 
-        source = await asyncio.to_thread(self._source)
-        identity = Identity(
-            source.name,
-            source.model_digest,
-            source.tokenizer_digest,
-            hash_algorithm=ALGORITHM,
-            template_digest=source.template_digest,
-        )
-        config = RouterConfig(self._launch.router_id, admission_timeout_s=self._launch.admission_timeout_s)
-        self._router = Router(config, identity, self._launch.secrets)
-        following = asyncio.create_task(self._follow(self._router))
+    async def _serve(self) -> None:
+        from router.http.catalog import Catalog
+        from router.models.served_models import ServedModels
+
+        catalog = Catalog(self._launch.router_id)
+        self._served = ServedModels(self._launch.router_id, self._launch.secrets, catalog)
+        parts = (self._follow(self._served), self._answer(self._served, catalog), self._leave.wait())
+        tasks = [asyncio.create_task(part) for part in parts]
         try:
-            self._server = await self._listen(self._router, source)
-            leaving = asyncio.create_task(self._leave.wait())
-            await asyncio.wait([leaving, following], return_when=asyncio.FIRST_COMPLETED)
-            if following.done():
-                following.result()
+            ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in ended:
+                task.result()
         finally:
-            following.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await following
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
             if self._server is not None:
                 await self.drain(CLOSE_GRACE_S)
-            await self._router.aclose()
+            await self._served.aclose()
 
-    def _source(self) -> ModelSource:
-        return resolve_model(self._launch.model, served_name=self._launch.served_model_name)
-
-    async def _follow(self, router: Router) -> None:
+    async def _follow(self, models: ServedModels) -> None:
         async for membership in self._memberships:
-            await router.follow(membership)
+            await models.follow(membership)
 
-    async def _listen(self, router: Router, source: ModelSource) -> HttpServer:
+    async def _answer(self, models: ServedModels, catalog: Catalog) -> None:
+        """Once there is something to ask for."""
+        await models.begun()
+        self._server = await self._listen(catalog)
+        await self._leave.wait()
+
+    async def _listen(self, catalog: Catalog) -> HttpServer:
         from router.http.api import create_app
         from router.http.api_config import ApiConfig
         from router.http.http_server import HttpServer
-        from router.http.request_sampling import SamplingDefaults
-        from router.text.tokenizer import Tokenizer
 
-        tokenizer = await asyncio.to_thread(Tokenizer.from_directory, source.directory)
-        config = ApiConfig(
-            source.name,
-            version=__version__,
-            api_keys=self._launch.api_keys,
-            secrets=self._launch.secrets,
-            defaults=SamplingDefaults.from_directory(source.directory),
-        )
-        app = create_app(router, tokenizer, config)
-        server = HttpServer(app, self._launch.host, self._launch.port)
+        launch = self._launch
+        config = ApiConfig(version=__version__, api_keys=launch.api_keys, secrets=launch.secrets)
+        server = HttpServer(create_app(catalog, config), launch.host, launch.port)
         await server.__aenter__()
-        self.address.set_result((self._launch.host, server.port))
+        self.address.set_result((launch.host, server.port))
         return server

@@ -10,10 +10,11 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from controller.config import load_config
+from controller.config_file import load_config
 from controller.progress import Progress
 from controller.status import DeploymentStatus
 from protocol.errors import NoReplica
+from protocol.membership import ReplicaState
 from trunkline.running import running_deployment
 
 if TYPE_CHECKING:
@@ -24,12 +25,14 @@ def scale(options: argparse.Namespace) -> int:
     """The exit status, once as many replicas are ready and no more are left."""
 
     num_replicas: int = options.num_replicas
+    model: str | None = options.model
 
     def reached(status: DeploymentStatus) -> bool:
-        return len(status.replicas) == status.num_ready == num_replicas
+        replicas = status.replicas if model is None else status.replicas_of(model)
+        return len(replicas) == num_replicas and all(each.state is ReplicaState.READY for each in replicas)
 
     with running_deployment(options.address) as deployment:
-        asyncio.run(deployment.scale(num_replicas))
+        asyncio.run(deployment.scale(num_replicas, model))
         if not options.no_wait:
             asyncio.run(_follow(deployment, reached))
     print(f"{num_replicas} replicas are {'asked for' if options.no_wait else 'ready'}.")
@@ -47,7 +50,7 @@ def drain(options: argparse.Namespace) -> int:
 
 def upgrade(options: argparse.Namespace) -> int:
     """0 once everything runs as the file says, 1 when it has been taken back."""
-    config = load_config(options.config).with_keys_read()
+    config = load_config(options.config).with_files_read()
     with running_deployment(options.address) as deployment:
         asyncio.run(deployment.upgrade(config))
         if options.no_wait:
@@ -66,7 +69,7 @@ async def _follow(deployment: Deployment, reached: Callable[[DeploymentStatus], 
     progress: Progress | None = None
     try:
         async for status in deployment.statuses():
-            progress = progress or Progress(status.view.num_wanted)
+            progress = progress or Progress(status.num_wanted)
             progress.show(status)
             if reached(status):
                 return status

@@ -136,6 +136,7 @@ def _add_status(parser: argparse.ArgumentParser) -> None:
 
 def _add_scale(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("num_replicas", type=int, metavar="N")
+    parser.add_argument("--model", metavar="NAME", help="whose, where several are served")
     _add_address(parser)
     parser.add_argument("--no-wait", action="store_true", help="return at once")
 

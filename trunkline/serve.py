@@ -7,7 +7,8 @@ import os
 import socket
 from typing import Any
 
-from controller.config import DeploymentConfig, build_config, load_config
+from controller.config import DeploymentConfig
+from controller.config_file import build_config, load_config
 from protocol.errors import InvalidRequest
 from protocol.model_source import resolve_model
 from router.http.auth import check_bind
@@ -19,9 +20,10 @@ MAX_THREADS_A_WORKER = 16  # more gain nothing on one replica
 
 def run(options: argparse.Namespace) -> int:
     """The exit status. What a user can get wrong is found before anything starts."""
-    config = config_from(options).with_keys_read()
+    config = config_from(options).with_files_read()
     check_bind(config.routers.host, config.api_keys, anybody=config.no_api_key)
-    check_model(config.engine(), resolve_model(config.model, served_name=config.served_model_name))
+    for model in config.models:
+        check_model(model.engine(), resolve_model(model.model, served_name=model.served_model_name))
     if on_its_own(options) and config.routers.host != "node":
         for index in range(config.routers.count):
             check_port(config.routers.host, config.routers.port_of(index))
@@ -58,9 +60,11 @@ def check_port(host: str, port: int) -> None:
 
 def with_all_cores(config: DeploymentConfig, cores: int | None = None) -> DeploymentConfig:
     """On a machine of its own each worker gets an equal share of the cores, at least one."""
-    share = (cores or os.cpu_count() or 1) // max(1, config.replicas * config.tensor_parallel_size)
+    (model,) = config.models  # the command line names one
+    share = (cores or os.cpu_count() or 1) // max(1, model.replicas * model.tensor_parallel_size)
     threads = float(min(max(1, share), MAX_THREADS_A_WORKER))
-    return config.model_copy(update={"worker": config.worker.model_copy(update={"num_cpus": threads})})
+    worker = model.worker.model_copy(update={"num_cpus": threads})
+    return config.model_copy(update={"models": (model.model_copy(update={"worker": worker}),)})
 
 
 def _overrides(options: argparse.Namespace) -> dict[str, Any]:

@@ -14,16 +14,17 @@ from typing import Any
 from protocol.errors import InvalidRequest, NoReplica
 
 TIMEOUT_S = 10.0
-COLUMNS = ("UNIT", "STATE", "INCARNATION", "RANK", "PID", "NODE")
+COLUMNS = ("UNIT", "MODEL", "STATE", "INCARNATION", "RANK", "PID", "NODE")
 NUM_EVENTS = 8
 
 
 def run(options: argparse.Namespace) -> int:
-    """0 when every replica is ready, else 1."""
+    """0 when every model has as many ready replicas as it wants, else 1."""
     status = fetch(options.url, options.api_key or os.environ.get("TRUNKLINE_API_KEY"))
     print(json.dumps(status, indent=2) if options.json else render(status))
-    replicas = status.get("replicas", [])
-    return 0 if replicas and all(replica.get("state") == "ready" for replica in replicas) else 1
+    models = status["models"]
+    complete = all(_num_ready(status, model) >= model["wanted_replicas"] for model in models)
+    return 0 if models and complete else 1
 
 
 def fetch(url: str, api_key: str | None) -> dict[str, Any]:
@@ -40,15 +41,15 @@ def fetch(url: str, api_key: str | None) -> dict[str, Any]:
             raise InvalidRequest(f"{url} answers {error.code}: {_message(error.read())}") from None
     except (OSError, ValueError) as error:
         raise NoReplica(f"nothing of Trunkline answers at {url}: {error}") from None
-    if not isinstance(answer, dict):
-        raise NoReplica(f"nothing of Trunkline answers at {url}: not an object")
+    if not isinstance(answer, dict) or not answer.keys() >= {"models", "replicas", "deployment"}:
+        raise NoReplica(f"what answers at {url} is no router of this version of Trunkline")
     return answer
 
 
 def render(status: dict[str, Any]) -> str:
     """What is wanted and what there is; one line a worker; why something is not ready; what happened last."""
-    replicas, deployment = status.get("replicas", []), status.get("deployment") or {}
-    parts = [_summary(replicas, deployment), *_table(replicas, deployment.get("routers", []))]
+    replicas, deployment = status["replicas"], status["deployment"] or {}
+    parts = [*_summary(status), *_table(status, deployment.get("routers", []))]
     if reasons := [_reason(each) for each in replicas if _troubled(each)]:
         parts += ["", *reasons]
     if events := deployment.get("events", [])[-NUM_EVENTS:]:
@@ -56,33 +57,50 @@ def render(status: dict[str, Any]) -> str:
     return "\n".join(parts)
 
 
-def _summary(replicas: Sequence[dict[str, Any]], deployment: dict[str, Any]) -> str:
-    num_ready = sum(each["state"] == "ready" for each in replicas)
-    wanted = deployment.get("wanted_replicas", len(replicas))
-    notes = [f"{num_ready} of {wanted} replicas are ready"]
+def _summary(status: dict[str, Any]) -> list[str]:
+    """One line where there is one model; else one a model, and one of the deployment if there is anything to say."""
+    counts = [
+        f"{_num_ready(status, model)} of {model['wanted_replicas']} replicas are ready"
+        for model in status["models"]
+    ]
+    deployment, notes = status["deployment"] or {}, []
     if deployment.get("upgrading"):
         notes.append("an upgrade is under way")
     if deployment.get("upgrade_error"):
         notes.append(f"the last upgrade was taken back: {deployment['upgrade_error']}")
-    return "; ".join(notes)
+    if len(counts) == 1:
+        return ["; ".join(counts + notes)]
+    lines = [f"{label}: {count}" for label, count in zip(_labels(status).values(), counts, strict=True)]
+    return lines + (["; ".join(notes)] if notes else [])
 
 
-def _table(replicas: Sequence[dict[str, Any]], routers: Sequence[dict[str, Any]]) -> list[str]:
-    rows = [COLUMNS]
-    for replica in replicas:
-        head = (str(replica["id"]), str(replica["state"]), str(replica["incarnation"]))
-        ranks = [
-            (str(each["rank"]), str(each["pid"]), str(each["node"])[:12])
-            for each in replica.get("workers", [])
-        ]
+def _num_ready(status: dict[str, Any], model: dict[str, Any]) -> int:
+    return sum(each["serves"] == model["version"] and each["state"] == "ready" for each in status["replicas"])
+
+
+def _labels(status: dict[str, Any]) -> dict[str, str]:
+    """What to call each version: by the model's name, which during an upgrade two versions share."""
+    return {
+        model["version"]: model["name"] if model["current"] else f"{model['name']} (old)"
+        for model in status["models"]
+    }
+
+
+def _table(status: dict[str, Any], routers: Sequence[dict[str, Any]]) -> list[str]:
+    rows, labels = [COLUMNS], _labels(status)
+    for replica in status["replicas"]:
+        head = (replica["id"], labels[replica["serves"]], replica["state"], str(replica["incarnation"]))
+        ranks = [(str(each["rank"]), str(each["pid"]), str(each["node"])[:12]) for each in replica["workers"]]
         rows += [(*head, *rank) for rank in ranks or [("-", "-", "-")]]
     rows += [
-        (str(each["id"]), str(each["state"]), str(each["incarnation"]), "-", "-", _address(each))
+        (each["id"], "-", each["state"], str(each["incarnation"]), "-", "-", _address(each))
         for each in routers
     ]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
+    columns = [column for column, title in enumerate(COLUMNS) if title != "MODEL" or len(labels) > 1]
+    widths = [max(len(row[column]) for row in rows) for column in columns]
     return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+        "  ".join(row[column].ljust(width) for column, width in zip(columns, widths, strict=True)).rstrip()
+        for row in rows
     ]
 
 

@@ -14,22 +14,24 @@ from collections.abc import AsyncIterator
 import uvloop
 from deployment import HOST, MODEL, SECRETS
 
-from protocol.membership import Membership, ReplicaInfo, ReplicaState
+from protocol.membership import Membership, ReplicaInfo, ReplicaState, ServedModel
 from router.collection import settle
 from router.launch import RouterLaunch
 from router.service import RouterService
 
 
 async def fixed(ports: list[int]) -> AsyncIterator[Membership]:
+    model = ServedModel(MODEL, MODEL, "1", num_wanted=len(ports))
     replicas = (
-        ReplicaInfo(f"r{number}", ReplicaState.READY, 1, HOST, port) for number, port in enumerate(ports)
+        ReplicaInfo(f"r{number}", ReplicaState.READY, 1, HOST, port, serves=model.version)
+        for number, port in enumerate(ports)
     )
-    yield Membership(1, tuple(replicas))
+    yield Membership(1, tuple(replicas), (model,))
     await asyncio.Event().wait()
 
 
 async def serve(ports: list[int]) -> None:
-    service = RouterService(RouterLaunch("router-0", MODEL, None, HOST, 0, SECRETS), fixed(ports))
+    service = RouterService(RouterLaunch("router-0", HOST, 0, SECRETS), fixed(ports))
     running = asyncio.create_task(service.run())
     _, port = await asyncio.wrap_future(service.address)
     settle()

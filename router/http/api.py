@@ -1,4 +1,4 @@
-"""The HTTP endpoint as one ASGI app over a router's core. Routes only: what they do lives in the files beside.
+"""The HTTP endpoint as one ASGI app over the models of a router. Routes only: what they do lives in the files beside.
 
 Bodies are parsed by the routes themselves, so that FastAPI's own 422 never appears; `api_guard.py` turns every
 error into OpenAI's shape. Knows no Ray and no sockets: `http_server.py` serves it.
@@ -15,20 +15,18 @@ from router.http.api_config import ApiConfig
 from router.http.api_errors import api_error
 from router.http.api_guard import Guard
 from router.http.auth import Authenticator
+from router.http.catalog import Catalog
 from router.http.direct_routes import DirectRoutes
+from router.http.endpoint import Endpoint
 from router.http.explain_route import explain_routes
-from router.http.generation_routes import generation_endpoints, generation_routes
-from router.http.metrics import RouterMetrics
-from router.http.request_router import RequestRouter
+from router.http.generation_routes import generation_handlers, generation_routes
 from router.http.service_routes import model_routes, operator_routes, probe_routes, token_routes
-from router.http.serving import Serving
-from router.text.tokenizer import Tokenizer
 
 
-def create_app(router: RequestRouter, tokenizer: Tokenizer, config: ApiConfig) -> ASGIApp:
-    """The app holds no resources: router and server are closed by whoever made them."""
+def create_app(catalog: Catalog, config: ApiConfig) -> ASGIApp:
+    """The app holds no resources: routers and server are closed by whoever made them."""
     authenticator = Authenticator(config.keys, config.secrets)
-    serving = Serving(router, tokenizer, config, RouterMetrics(router, config.model), authenticator)
+    endpoint = Endpoint(catalog, config, authenticator)
     app = FastAPI(title="Trunkline", version=config.version, docs_url=None, redoc_url=None)
     for routes in (
         generation_routes,
@@ -38,10 +36,10 @@ def create_app(router: RequestRouter, tokenizer: Tokenizer, config: ApiConfig) -
         explain_routes,
         probe_routes,
     ):
-        app.include_router(routes(serving))
+        app.include_router(routes(endpoint))
     app.add_exception_handler(HTTPException, _answer_routing_error)
     app.add_middleware(Guard, authenticator=authenticator)
-    return DirectRoutes(generation_endpoints(serving), authenticator, rest=app)
+    return DirectRoutes(generation_handlers(endpoint), authenticator, rest=app)
 
 
 async def _answer_routing_error(request: Request, error: Exception) -> Response:

@@ -1,4 +1,4 @@
-"""What one HTTP endpoint serves and allows. Made at launch, validated once, the same for its life."""
+"""What one HTTP endpoint allows, whatever models it serves. Made at launch, validated once, the same for its life."""
 
 from __future__ import annotations
 
@@ -8,19 +8,14 @@ from dataclasses import dataclass, field
 from protocol.deployment_secrets import DeploymentSecrets
 from protocol.errors import InvalidRequest
 from router.http.api_keys import ApiKey, parse_keys
-from router.http.request_sampling import SamplingDefaults
 
 
 @dataclass(frozen=True, slots=True)
 class ApiConfig:
-    model: str  # the name that clients ask for
     version: str = "0"
-    aliases: tuple[str, ...] = ()  # further names of the same model
     # As `api_keys.py` reads them; none: whoever reaches the port may ask.
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     secrets: DeploymentSecrets | None = field(default=None, repr=False)  # makes each key's cache salt
-    defaults: SamplingDefaults = field(default_factory=SamplingDefaults)
-    max_model_len: int | None = None  # for as long as no replica has said it
     max_body_bytes: int = 16 * 1024 * 1024
     max_sequences: int = 1024  # of one request: prompts times n
     deadline_s: float | None = None  # for a whole request; None: as long as it takes

@@ -18,23 +18,23 @@ from router.text.truncation import truncated
 
 async def chat_prompt(serving: Serving, body: ChatBody, isolation: bytes) -> Prompt:
     """Raises InvalidRequest."""
-    serving.check_model(body.model)
     logprobs = _num_logprobs(body)
     token_ids = await encode_chat(serving, body, isolation)
     if not token_ids:
         raise InvalidRequest("messages must not be empty", param="messages")
+    bounds = serving.bounds
     most = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     token_ids = truncated(
         token_ids,
         body.truncate_prompt_tokens,
         body.truncation_side,
-        context_tokens=serving.bounds.context_tokens,
+        context_tokens=bounds.context_tokens,
         max_tokens=most,
     )
     sampling = sampling_params(
         body,
-        serving.config.defaults,
-        serving.bounds,
+        serving.defaults,
+        bounds,
         num_prompt_tokens=len(token_ids),
         max_tokens=most,
         logprobs=logprobs,

@@ -23,13 +23,12 @@ MAX_PROMPT_SCORES = (
 )
 
 
-async def completion_prompts(serving: Serving, body: CompletionBody) -> list[Prompt]:
+async def completion_prompts(serving: Serving, body: CompletionBody, max_sequences: int) -> list[Prompt]:
     """One for each prompt of the body. Raises InvalidRequest."""
-    _check(serving, body)
+    _check(body)
     given = _prompt_list(body.prompt)
-    limit = serving.config.max_sequences
-    if len(given) * (body.n or 1) > limit:
-        raise InvalidRequest(f"prompts times n must be at most {limit}", param="prompt")
+    if len(given) * (body.n or 1) > max_sequences:
+        raise InvalidRequest(f"prompts times n must be at most {max_sequences}", param="prompt")
     bad_word_ids = await serving.bad_word_ids(body.bad_words)
     return [await _prompt(serving, body, each, bad_word_ids) for each in given]
 
@@ -41,18 +40,18 @@ async def _prompt(
     bad_word_ids: tuple[tuple[int, ...], ...],
 ) -> Prompt:
     all_ids = await _token_ids(serving, body, given)
-    max_tokens = completion_max_tokens(body)
+    bounds, max_tokens = serving.bounds, completion_max_tokens(body)
     token_ids = truncated(
         all_ids,
         body.truncate_prompt_tokens,
         body.truncation_side,
-        context_tokens=serving.bounds.context_tokens,
+        context_tokens=bounds.context_tokens,
         max_tokens=max_tokens,
     )
     sampling = sampling_params(
         body,
-        serving.config.defaults,
-        serving.bounds,
+        serving.defaults,
+        bounds,
         num_prompt_tokens=len(token_ids),
         max_tokens=max_tokens,
         logprobs=body.logprobs,
@@ -102,14 +101,13 @@ def _num_scored(body: CompletionBody) -> int | None:
     return max((width for width in asked if width is not None), default=None)
 
 
-def _check(serving: Serving, body: CompletionBody) -> None:
+def _check(body: CompletionBody) -> None:
     for name in ("logprobs", "prompt_logprobs"):
         width = getattr(body, name)
         if width is not None and not 0 <= width <= MAX_LOGPROBS:
             raise InvalidRequest(f"{name} must be between 0 and {MAX_LOGPROBS}, not {width}", param=name)
     if body.best_of is not None and body.best_of != (body.n or 1):
         raise InvalidRequest("best_of is not served: leave it out, or set it to n", param="best_of")
-    serving.check_model(body.model)
 
 
 def _prompt_list(prompt: Any) -> Sequence[str | list[int]]:

@@ -16,6 +16,7 @@ from protocol.tokens import pack_tokens
 from router.http.chat import chat_prompt
 from router.http.completions import completion_prompts
 from router.http.delta import Prompt
+from router.http.endpoint import Endpoint
 from router.http.openai_types import ChatBody, CompletionBody, GenerationBody, parse_body
 from router.http.request_body import read_body
 from router.http.route_schemas import takes
@@ -25,27 +26,28 @@ from router.requests.routed_request import RoutedRequest
 from router.routing.explanation import Explanation
 
 
-def explain_routes(serving: Serving) -> APIRouter:
+def explain_routes(endpoint: Endpoint) -> APIRouter:
     routes = APIRouter()
 
     @routes.post("/admin/route/explain", openapi_extra=takes(CompletionBody))
     async def explain(request: Request) -> Response:
         """Takes a completion's body, or a chat's, known by its messages."""
-        body, prompts = await _prompts(serving, request)
-        explained = [_explain(serving, request, body, prompt) for prompt in prompts]
+        data = await read_body(request, endpoint.config.max_body_bytes)
+        body = parse_body(ChatBody, data) if _is_chat(data) else parse_body(CompletionBody, data)
+        serving = endpoint.pick(request, body)
+        prompts = await _prompts(endpoint, serving, request, body)
+        explained = [_explain(endpoint, serving, request, body, prompt) for prompt in prompts]
         return Response(json_bytes({"prompts": explained}), media_type="application/json")
 
     return routes
 
 
-async def _prompts(serving: Serving, request: Request) -> tuple[GenerationBody, list[Prompt]]:
-    data = await read_body(request, serving.config.max_body_bytes)
-    if _is_chat(data):
-        chat = parse_body(ChatBody, data)
-        isolation = serving.authenticator.isolation(request.state.api_key, chat.cache_salt)
-        return chat, [await chat_prompt(serving, chat, isolation)]
-    completion = parse_body(CompletionBody, data)
-    return completion, await completion_prompts(serving, completion)
+async def _prompts(
+    endpoint: Endpoint, serving: Serving, request: Request, body: ChatBody | CompletionBody
+) -> list[Prompt]:
+    if isinstance(body, ChatBody):
+        return [await chat_prompt(serving, body, endpoint.isolation(request, body))]
+    return await completion_prompts(serving, body, endpoint.config.max_sequences)
 
 
 def _is_chat(data: bytes) -> bool:
@@ -57,12 +59,14 @@ def _is_chat(data: bytes) -> bool:
     return isinstance(body, dict) and "messages" in body
 
 
-def _explain(serving: Serving, request: Request, body: GenerationBody, prompt: Prompt) -> dict[str, Any]:
+def _explain(
+    endpoint: Endpoint, serving: Serving, request: Request, body: GenerationBody, prompt: Prompt
+) -> dict[str, Any]:
     routed = RoutedRequest(
         request_id="explain",
         token_ids=pack_tokens(prompt.token_ids),
         sampling=prompt.sampling,
-        isolation=serving.authenticator.isolation(request.state.api_key, body.cache_salt),
+        isolation=endpoint.isolation(request, body),
         affinity=body.prompt_cache_key,
         priority=body.priority or 0,
     )

@@ -16,7 +16,8 @@ from router.http.answer_response import AnswerResponse, StreamStyle
 from router.http.chat import ChatAnswer, chat_prompt
 from router.http.completions import CompletionAnswer, completion_prompts
 from router.http.delta import Prompt
-from router.http.direct_routes import Endpoint
+from router.http.direct_routes import Handler
+from router.http.endpoint import Endpoint
 from router.http.generate import Asked, Generations
 from router.http.openai_types import ChatBody, CompletionBody, GenerationBody, parse_body
 from router.http.request_body import read_body
@@ -26,43 +27,47 @@ from router.http.serving import Serving
 COMPLETIONS, CHAT_COMPLETIONS = "/v1/completions", "/v1/chat/completions"
 
 
-def generation_endpoints(serving: Serving) -> Mapping[str, Endpoint]:
-    return {COMPLETIONS: partial(_complete, serving), CHAT_COMPLETIONS: partial(_chat, serving)}
+def generation_handlers(endpoint: Endpoint) -> Mapping[str, Handler]:
+    return {COMPLETIONS: partial(_complete, endpoint), CHAT_COMPLETIONS: partial(_chat, endpoint)}
 
 
-def generation_routes(serving: Serving) -> APIRouter:
+def generation_routes(endpoint: Endpoint) -> APIRouter:
     """The same as documented routes."""
     routes = APIRouter()
 
     @routes.post(COMPLETIONS, openapi_extra=takes(CompletionBody))
     async def completions(request: Request) -> Response:
-        return await _complete(serving, request)
+        return await _complete(endpoint, request)
 
     @routes.post(CHAT_COMPLETIONS, openapi_extra=takes(ChatBody))
     async def chat_completions(request: Request) -> Response:
-        return await _chat(serving, request)
+        return await _chat(endpoint, request)
 
     return routes
 
 
-async def _complete(serving: Serving, request: Request) -> Response:
+async def _complete(endpoint: Endpoint, request: Request) -> Response:
     arrived_at = time.monotonic()
-    body = parse_body(CompletionBody, await read_body(request, serving.config.max_body_bytes))
+    body = parse_body(CompletionBody, await read_body(request, endpoint.config.max_body_bytes))
     style = _style(body)
-    prompts = await completion_prompts(serving, body)
+    serving = endpoint.pick(request, body)
+    prompts = await completion_prompts(serving, body, endpoint.config.max_sequences)
     head = _head(serving, request, body, "cmpl")
     answer = CompletionAnswer(head, serving.tokenizer, prompts, _extras(body, body.logprobs))
-    return _response(serving, request, body, prompts, answer, style, arrived_at)
+    asked = _asked(endpoint, request, body, arrived_at)
+    return _response(serving, asked, prompts, answer, style, request)
 
 
-async def _chat(serving: Serving, request: Request) -> Response:
+async def _chat(endpoint: Endpoint, request: Request) -> Response:
     arrived_at = time.monotonic()
-    body = parse_body(ChatBody, await read_body(request, serving.config.max_body_bytes))
+    body = parse_body(ChatBody, await read_body(request, endpoint.config.max_body_bytes))
     style = _style(body)
-    prompt = await chat_prompt(serving, body, _isolation(serving, request, body))
+    serving = endpoint.pick(request, body)
+    asked = _asked(endpoint, request, body, arrived_at)
+    prompt = await chat_prompt(serving, body, asked.isolation)
     head = _head(serving, request, body, "chatcmpl")
     answer = ChatAnswer(head, serving.tokenizer, [prompt], _extras(body, prompt.sampling.logprobs))
-    return _response(serving, request, body, [prompt], answer, style, arrived_at)
+    return _response(serving, asked, [prompt], answer, style, request)
 
 
 def _style(body: GenerationBody) -> StreamStyle | None:
@@ -90,32 +95,30 @@ def _head(serving: Serving, request: Request, body: GenerationBody, prefix: str)
         request.state.request_id = body.request_id
     label = request.state.request_id
     name = label if label.startswith(f"{prefix}-") else f"{prefix}-{label}"
-    return AnswerHead(name, int(time.time()), body.model or serving.config.model)
+    return AnswerHead(name, int(time.time()), serving.served.name)
 
 
-def _isolation(serving: Serving, request: Request, body: GenerationBody) -> bytes:
-    return serving.authenticator.isolation(request.state.api_key, body.cache_salt)
-
-
-def _response(
-    serving: Serving,
-    request: Request,
-    body: GenerationBody,
-    prompts: list[Prompt],
-    answer: Answer,
-    style: StreamStyle | None,
-    arrived_at: float,
-) -> Response:
-    tenant = serving.authenticator.tenant(request.state.api_key)
-    asked = Asked(
+def _asked(endpoint: Endpoint, request: Request, body: GenerationBody, arrived_at: float) -> Asked:
+    tenant = endpoint.tenant(request)
+    return Asked(
         request_id=uuid.uuid4().hex,
-        isolation=_isolation(serving, request, body),
+        isolation=endpoint.isolation(request, body),
         affinity=body.prompt_cache_key,
         priority=tenant.priority(body.priority),
         tenant=tenant.tenant_id,
         weight=tenant.weight,
-        deadline_s=serving.config.deadline_s,
+        deadline_s=endpoint.config.deadline_s,
         arrived_at=arrived_at,
     )
-    generations = Generations(serving.router, serving.tokenizer, serving.metrics.requests, prompts, asked)
+
+
+def _response(
+    serving: Serving,
+    asked: Asked,
+    prompts: list[Prompt],
+    answer: Answer,
+    style: StreamStyle | None,
+    request: Request,
+) -> Response:
+    generations = Generations(serving.router, serving.tokenizer, serving.metrics, prompts, asked)
     return AnswerResponse(generations, answer, style, request.state.request_id)

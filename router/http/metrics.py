@@ -1,221 +1,61 @@
-"""The endpoint's Prometheus page: what requests experience, what the router counted, how its replicas are.
+"""The endpoint's Prometheus page, of all its models: what requests experience, what routers counted, how replicas are.
 
-One registry per endpoint, none of the process's. Counters and states are read from the router when the page is.
+Nothing of it is the process's. Made by `catalog.py`, which attaches and detaches the models' routers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
-from protocol.events import GPU
-from protocol.messages import Load
 from router.http.request_metrics import RequestMetrics
 from router.http.request_router import RequestRouter
-from router.prefixes.prefix_index import IndexState
-from router.router_status import ReplicaStatus, RouterCounters, RouterStatus
+from router.http.router_collector import RouterCollector
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-_LOADS: tuple[tuple[str, str, Callable[[Load], float]], ...] = (
-    ("num_requests_running", "Sequences in the running batch.", lambda load: load.num_running),
-    ("num_requests_waiting", "Requests that wait for their turn.", lambda load: load.num_waiting),
-    (
-        "kv_cache_usage_perc",
-        "Share of the KV blocks that some sequence holds, 0 to 1. An idle replica with a warm cache shows 0.",
-        lambda load: load.num_used_blocks / max(1, load.num_blocks),
-    ),
-    ("kv_blocks", "KV blocks of the pool.", lambda load: load.num_blocks),
-    ("kv_blocks_used", "KV blocks that some sequence holds.", lambda load: load.num_used_blocks),
-    (
-        "kv_blocks_cached_free",
-        "KV blocks that nobody holds and that still can be hit.",
-        lambda load: load.num_cached_blocks,
-    ),
-    (
-        "waiting_prefill_tokens",
-        "Uncached prompt tokens that are still to be computed.",
-        lambda load: load.waiting_prefill_tokens,
-    ),
-    (
-        "prefill_utilization",
-        "Share of the last minute, about, that went to prefill, 0 to 1.",
-        lambda load: load.prefill_utilization,
-    ),
-)
-_COUNTERS: tuple[tuple[str, str, Callable[[RouterCounters], int]], ...] = (
-    ("router_requests", "Requests that the router took.", lambda it: it.requests),
-    ("router_cancelled", "Requests whose client left first.", lambda it: it.cancelled),
-    ("router_failed", "Requests that ended with an error.", lambda it: it.failed),
-    ("router_moves", "Moves of a running request to another replica.", lambda it: it.moves),
-    ("router_replica_losses", "Connections to replicas that broke.", lambda it: it.replica_losses),
-    ("router_hangs", "Replicas that had work and took no step for too long.", lambda it: it.hangs),
-    (
-        "router_fatal_requests",
-        "Requests stopped because replica after replica died while it ran them.",
-        lambda it: it.fatal_requests,
-    ),
-    ("router_resyncs", "Snapshots forced by predictions that kept being wrong.", lambda it: it.resyncs),
-    (
-        "route_prompt_tokens",
-        "Prompt tokens of requests whose first token has come and that were not moved before: all of these counters'.",
-        lambda it: it.prompt_tokens,
-    ),
-    (
-        "route_predicted_cached_tokens",
-        "Prompt tokens that the index expected to be cached where the request went.",
-        lambda it: it.predicted_cached_tokens,
-    ),
-    (
-        "route_actual_cached_tokens",
-        "Prompt tokens that were cached there, as the engine reports it.",
-        lambda it: it.actual_cached_tokens,
-    ),
-    (
-        "route_best_available_cached_tokens",
-        "Prompt tokens that the best replica had cached.",
-        lambda it: it.best_available_cached_tokens,
-    ),
-    (
-        "route_regret_tokens",
-        "Prompt tokens computed though another replica had them cached: there the wait would have cost more,"
-        " or the index was wrong.",
-        lambda it: it.regret_tokens,
-    ),
-    (
-        "route_mispredicted_tokens",
-        "By how many tokens the index was wrong about where the request went, too many and too few alike."
-        " Its share of all tells how far the index can be trusted.",
-        lambda it: it.mispredicted_tokens,
-    ),
-)
-_MISS_REASONS = ("below_block", "bypassed", "evicted", "absent")
 
+class EndpointMetrics(Collector):
+    """`attach` gives what is written to while a model's requests run; `page` is what a scrape gets."""
 
-class RouterMetrics:
-    """`requests` is written to while requests run; `page` is what a scrape gets."""
+    def __init__(self) -> None:
+        self._models: dict[str, _ModelMetrics] = {}  # by name, in the order in which they came
 
-    def __init__(self, router: RequestRouter, model: str) -> None:
-        self._registry = CollectorRegistry(auto_describe=False)
-        self.requests = RequestMetrics(self._registry, model)
-        self._registry.register(_RouterCollector(router, model))
+    def attach(self, version: str, name: str, router: RequestRouter) -> RequestMetrics:
+        """One more version of the model of this name. They share what this returns, and their routers the counters."""
+        model = self._models.get(name)
+        if model is None:
+            model = self._models[name] = _ModelMetrics(name, router)
+        model.router.routers[version] = router
+        return model.requests
+
+    def detach(self, version: str) -> None:
+        """Its replicas leave the page. The name's counters stay even if this was its last: they must never fall."""
+        for model in self._models.values():
+            model.router.routers.pop(version, None)
 
     def page(self) -> bytes:
-        return generate_latest(self._registry)
+        return generate_latest(self)
+
+    def collect(self) -> Iterable[Metric]:
+        """Every metric once, with the samples of all models: a page may not name one twice."""
+        metrics: dict[str, Metric] = {}
+        for model in self._models.values():
+            for metric in model.registry.collect():
+                known = metrics.setdefault(metric.name, metric)
+                if known is not metric:
+                    known.samples += metric.samples
+        return metrics.values()
 
 
-class _RouterCollector(Collector):
-    def __init__(self, router: RequestRouter, model: str) -> None:
-        self._router = router
-        self._model = model
+class _ModelMetrics:
+    """A registry a name: what counts a request knows of one model only, and costs what it did with one."""
 
-    def collect(self) -> Iterator[Metric]:
-        status = self._router.status()
-        yield from self._totals(self._router.counters)
-        yield from self._own(status)
-        yield from self._states(status.replicas)
-
-    def _totals(self, counters: RouterCounters) -> Iterator[Metric]:
-        for name, text, read in _COUNTERS:
-            family = CounterMetricFamily(f"trunkline_{name}", text, labels=["model_name"])
-            family.add_metric([self._model], read(counters))
-            yield family
-        decisions = CounterMetricFamily(
-            "trunkline_route_decisions", "Routing decisions, by why.", labels=["model_name", "reason"]
-        )
-        for reason, count in counters.decisions.items():
-            decisions.add_metric([self._model, reason.value], count)
-        yield decisions
-        refused = CounterMetricFamily(
-            "trunkline_router_refused",
-            "Requests turned away for overload, by the bound that was reached.",
-            labels=["model_name", "reason"],
-        )
-        for refusal, count in counters.refused.items():
-            refused.add_metric([self._model, refusal.value], count)
-        yield refused
-
-    def _own(self, status: RouterStatus) -> Iterator[Metric]:
-        for name, text, value in (
-            (
-                "queued_tokens",
-                "Uncached prompt tokens that this router took and that are not computed yet.",
-                status.num_queued_tokens,
-            ),
-            (
-                "max_queued_tokens",
-                "With so many of them requests are refused. 0: no replica is connected, so requests are counted.",
-                status.max_queued_tokens or 0,
-            ),
-            (
-                "index_bytes",
-                "Prefix index: below 150 for each block of a replica, more while lost ones are swept out.",
-                status.num_index_bytes,
-            ),
-        ):
-            family = GaugeMetricFamily(f"trunkline_router_{name}", text, labels=["model_name"])
-            family.add_metric([self._model], float(value))
-            yield family
-
-    def _states(self, replicas: tuple[ReplicaStatus, ...]) -> Iterator[Metric]:
-        reported = [(status, status.load) for status in replicas]
-        for name, text, read in _LOADS:
-            yield self._gauges(
-                name, text, [(status, read(load)) for status, load in reported if load is not None]
-            )
-        preemptions = CounterMetricFamily(
-            "trunkline_num_preemptions",
-            "Sequences that lost their blocks and began anew.",
-            labels=["model_name", "engine"],
-        )
-        for status, load in reported:
-            if load is not None:
-                preemptions.add_metric([self._model, status.replica_id], load.num_preemptions)
-        yield preemptions
-        yield from self._cache(reported)
-        yield self._gauges(
-            "replica_ready",
-            "1: the replica can be sent requests.",
-            [(status, status.accepting) for status in replicas],
-        )
-        yield self._gauges(
-            "index_synced",
-            "1: the router's index equals the replica's cache; 0: it is blind.",
-            [(status, status.index is IndexState.SYNCED) for status in replicas],
-        )
-        yield self._gauges(
-            "index_blocks",
-            "Blocks of the replica that the router's index holds.",
-            [(status, status.num_indexed_blocks) for status in replicas],
-        )
-
-    def _cache(self, reported: list[tuple[ReplicaStatus, Load | None]]) -> Iterator[Metric]:
-        """Prompt tokens as counters, never a rate: a hit rate is a quotient of increases."""
-        labels = ["model_name", "engine"]
-        hit = CounterMetricFamily(
-            "trunkline_prefix_cache_hit_tokens",
-            "Prompt tokens found in the prefix cache, by tier.",
-            labels=[*labels, "tier"],
-        )
-        missed = CounterMetricFamily(
-            "trunkline_prefix_cache_miss_tokens",
-            "Prompt tokens computed, by why: below_block (no full block holds them), bypassed, evicted, absent.",
-            labels=[*labels, "reason"],
-        )
-        for status, load in reported:
-            if load is None:
-                continue
-            engine, cache = [self._model, status.replica_id], load.cache
-            hit.add_metric([*engine, GPU], cache.hit)
-            for reason in _MISS_REASONS:
-                missed.add_metric([*engine, reason], getattr(cache, reason))
-        yield from (hit, missed)
-
-    def _gauges(self, name: str, text: str, values: list[tuple[ReplicaStatus, float]]) -> Metric:
-        family = GaugeMetricFamily(f"trunkline_{name}", text, labels=["model_name", "engine"])
-        for status, value in values:
-            family.add_metric([self._model, status.replica_id], float(value))
-        return family
+    def __init__(self, name: str, router: RequestRouter) -> None:
+        self.registry = CollectorRegistry(auto_describe=False)
+        self.requests = RequestMetrics(self.registry, name)
+        self.router = RouterCollector(name, router.counters)
+        self.registry.register(self.router)

@@ -1,4 +1,4 @@
-"""What requests experience at this endpoint: latencies, lengths, outcomes. Written by `generate.py`.
+"""What requests for one model experience at this endpoint: latencies, lengths, outcomes. Written by `generate.py`.
 
 Every interval is taken from one process's monotonic clock. Buckets are those that dashboards made for vLLM expect.
 """
@@ -22,7 +22,7 @@ _CHOICES = (1.0, 2.0, 5.0, 10.0, 20.0)
 
 
 class RequestMetrics:
-    """One per endpoint, in the registry that it is given."""
+    """One per model, in the registry that it is given."""
 
     def __init__(self, registry: CollectorRegistry, model: str) -> None:
         def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:

@@ -1,4 +1,7 @@
-"""What the HTTP endpoint needs of a router's core. `router.py` has it; a test's fake has it in memory."""
+"""What the HTTP endpoint needs of a router's core, which routes one version of a model.
+
+`router.py` has it; a test's fake has it in memory.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,9 @@ class RequestRouter(Protocol):
     def ready(self) -> bool: ...
 
     @property
-    def draining(self) -> bool: ...
+    def num_accepting(self) -> int:
+        """Replicas that take new requests."""
+        ...
 
     @property
     def max_model_len(self) -> int | None: ...

@@ -5,47 +5,68 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from protocol.membership import DeploymentView
-from router.http.serving import Serving
-from router.router_status import ReplicaStatus, RouterStatus
+from protocol.membership import DeploymentView, ServedModel
+from router.router_status import ModelStatus, ReplicaStatus, ServiceStatus
 
 
-def model_json(serving: Serving, name: str) -> dict[str, Any]:
-    """One entry of `/v1/models`."""
-    created = serving.config.created
+def model_json(name: str, root: str, created: int, max_model_len: int | None) -> dict[str, Any]:
+    """One entry of `/v1/models`. `root`: where the model comes from; `created`: seconds since the epoch."""
     return {
         "id": name,
         "object": "model",
         "created": created,
         "owned_by": "trunkline",
-        "root": serving.config.model,
+        "root": root,
         "parent": None,
-        "max_model_len": serving.bounds.context_tokens,
+        "max_model_len": max_model_len,
         "permission": [_permission(name, created)],
     }
 
 
-def status_json(status: RouterStatus, version: str) -> dict[str, Any]:
+def status_json(status: ServiceStatus, version: str) -> dict[str, Any]:
+    """`version`: of Trunkline. Each replica tells which of the models it serves."""
+    routers = [model.router for model in status.models]
     return {
-        "model": status.model,
         "version": version,
         "router": status.router_id,
         "ready": status.ready,
         "draining": status.draining,
-        "block_size": status.block_size,
-        "max_model_len": status.max_model_len,
-        "requests": status.num_live_requests,
-        "waiting_requests": status.num_waiting_requests,
-        "queued_tokens": status.num_queued_tokens,
-        "max_queued_tokens": status.max_queued_tokens,
-        "replicas": [_replica_json(replica) for replica in status.replicas],
+        "requests": sum(router.num_live_requests for router in routers),
+        "waiting_requests": sum(router.num_waiting_requests for router in routers),
+        "models": [_model_status_json(model) for model in status.models],
+        "replicas": [
+            _replica_json(model.served, replica)
+            for model in status.models
+            for replica in model.router.replicas
+        ],
         "deployment": None if status.deployment is None else _deployment_json(status.deployment),
+    }
+
+
+def load_json(status: ServiceStatus) -> dict[str, Any]:
+    return {"server_load": sum(model.router.num_live_requests for model in status.models)}
+
+
+def _model_status_json(model: ModelStatus) -> dict[str, Any]:
+    served, router = model.served, model.router
+    return {
+        "name": served.name,
+        "source": served.source,
+        "version": served.version,
+        "current": served.current,
+        "wanted_replicas": served.num_wanted,
+        "ready": router.ready,
+        "block_size": router.block_size,
+        "max_model_len": router.max_model_len,
+        "requests": router.num_live_requests,
+        "waiting_requests": router.num_waiting_requests,
+        "queued_tokens": router.num_queued_tokens,
+        "max_queued_tokens": router.max_queued_tokens,
     }
 
 
 def _deployment_json(view: DeploymentView) -> dict[str, Any]:
     return {
-        "wanted_replicas": view.num_wanted,
         "upgrading": view.upgrading,
         "upgrade_error": view.upgrade_error,
         "routers": [
@@ -63,13 +84,11 @@ def _deployment_json(view: DeploymentView) -> dict[str, Any]:
     }
 
 
-def load_json(status: RouterStatus) -> dict[str, Any]:
-    return {"server_load": status.num_live_requests}
-
-
-def _replica_json(replica: ReplicaStatus) -> dict[str, Any]:
+def _replica_json(served: ServedModel, replica: ReplicaStatus) -> dict[str, Any]:
     return {
         "id": replica.replica_id,
+        "model": served.name,
+        "serves": served.version,
         "state": replica.state.value,
         "incarnation": replica.incarnation,
         "connected": replica.connected,

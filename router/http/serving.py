@@ -1,58 +1,43 @@
-"""What every route works with, and the one way from text to token ids. Made by `api.py`, once an endpoint."""
+"""One version of a model as requests meet it: its core, its tokenizer, and the one way from text to token ids.
+
+Made and found by `catalog.py`. Every route works with one of these, from a request's beginning to its end.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from array import array
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from protocol.errors import Draining, ModelNotFound, NoReplica
+from protocol.membership import ServedModel
 from protocol.sampling import SamplingParams
-from router.http.api_config import ApiConfig
-from router.http.auth import Authenticator
-from router.http.metrics import RouterMetrics
+from router.http.request_metrics import RequestMetrics
 from router.http.request_router import RequestRouter
-from router.http.request_sampling import Bounds
+from router.http.request_sampling import Bounds, SamplingDefaults
 from router.text.bad_words import bad_word_ids
 from router.text.tokenizer import Tokenizer
 
 _LONG_CHARACTERS = 4096  # from here on tokenizing takes milliseconds and goes to a thread
-RETRY_AFTER_S = 1.0
+_UNSAID_CONTEXT_TOKENS = 1 << 20  # while nobody has said one, the replica tells who is too long
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Serving:
+    served: ServedModel  # the controller's newest word on it
     router: RequestRouter
     tokenizer: Tokenizer
-    config: ApiConfig
-    metrics: RouterMetrics
-    authenticator: Authenticator
+    metrics: RequestMetrics  # of all versions of its name
+    defaults: SamplingDefaults = field(default_factory=SamplingDefaults)
+    files_context_tokens: int | None = None  # as the model's files say
+
+    @property
+    def context_tokens(self) -> int | None:
+        """What was asked for, else what its replicas have said, else what its files say; None: nobody has."""
+        return self.served.max_model_len or self.router.max_model_len or self.files_context_tokens
 
     @property
     def bounds(self) -> Bounds:
-        """Raises NoReplica while nobody has said how long the context is."""
-        context = self.router.max_model_len or self.config.max_model_len
-        if context is None:
-            raise NoReplica("no replica has started yet", retry_after_s=RETRY_AFTER_S)
-        return Bounds(context, self.tokenizer.vocab_size)
-
-    @property
-    def models(self) -> tuple[str, ...]:
-        return (self.config.model, *self.config.aliases)
-
-    def check_model(self, name: str | None) -> None:
-        """Raises ModelNotFound. None: whatever is served."""
-        if name is not None and name not in self.models:
-            raise ModelNotFound(
-                f"the model {name!r} is not served here: ask for {self.config.model!r}", param="model"
-            )
-
-    def check_ready(self) -> None:
-        """Raises Draining or NoReplica when no request could run now."""
-        if self.router.draining:
-            raise Draining("this router is draining: ask another one", retry_after_s=RETRY_AFTER_S)
-        if not self.router.ready:
-            raise NoReplica("no replica is ready to serve", retry_after_s=RETRY_AFTER_S)
+        return Bounds(self.context_tokens or _UNSAID_CONTEXT_TOKENS, self.tokenizer.vocab_size)
 
     async def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         """Long texts on a thread: the event loop has streams to feed."""

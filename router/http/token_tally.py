@@ -23,7 +23,7 @@ _LABELS = ["model_name"]
 
 
 class TokenTally(Collector):
-    """Of one endpoint."""
+    """Of one model."""
 
     def __init__(self, model: str) -> None:
         self._model = model

@@ -185,6 +185,13 @@ class PrefixIndex:
         slot = self._slots.get(replica)
         return 0 if slot is None else slot.num_held
 
+    async def own_blocks(self) -> dict[str, int]:
+        """Of every SYNCED replica, how many blocks no other one holds: exact entries alone, each medium's counted.
+
+        True for the moment of the call. The event loop has its turns meanwhile, and the index may change.
+        """
+        return await self._slots.own_blocks()
+
     @property
     def num_entries(self) -> int:
         """Digests in memory, those of lost replicas that are not swept yet included."""

@@ -44,6 +44,8 @@ class LinkListener(Protocol):
 
     def connected(self, welcome: Welcome) -> None: ...
 
+    def refused(self, reason: str) -> None: ...  # one side does not accept the other
+
     def received(self, message: ToListener) -> None: ...  # raises ProtocolError
 
     def lost(self, reason: str) -> None: ...
@@ -113,6 +115,7 @@ class ReplicaLink:
                 await self._connect()
             except HelloRefused as refusal:
                 refused, self.detail = True, refusal.message
+                self._listener.refused(refusal.message)
             except (OSError, TimeoutError, ProtocolError) as error:
                 self.detail = self._cut_because or _sentence(error)
             lasted = time.monotonic() - began > self._config.reconnect_most_s

@@ -63,8 +63,10 @@ class ReplicaView:
         index: PrefixIndex,
         board: PrefillBoard,
         owner: ViewOwner,
+        changed: Callable[[], None],
         clock: Callable[[], float],
     ) -> None:
+        """`changed` is called whenever the connection's side of what `met` answers is another one."""
         self.info = info
         self.incarnation = info.incarnation  # the highest ever met
         self.welcome: Welcome | None = None  # of the present connection
@@ -73,6 +75,7 @@ class ReplicaView:
         self._deployment = deployment
         self._index = index
         self._owner = owner
+        self._changed = changed
         self._clock = clock
         self._link: ReplicaLink | None = None
         self._feed: IndexFeed | None = None
@@ -81,6 +84,7 @@ class ReplicaView:
         )
         self._rows = TokenRows()
         self._agreement = Agreement(config.resync_interval_s)
+        self._refusal = ""  # why the latest greeting came to nothing
         self._refuses_new = False  # it said so itself, before the controller did
         self._drain: ReplicaDrain | None = None  # asked for at this router
         self._life = info.incarnation  # of the latest connection
@@ -119,6 +123,14 @@ class ReplicaView:
     def life(self) -> Death:
         """What has died if it is lost now."""
         return self.replica_id, self._life
+
+    def met(self, incarnation: int) -> str | None:
+        """See `Router.met`."""
+        if incarnation < self.incarnation:
+            return f"incarnation {self.incarnation} has taken its place"
+        if incarnation > self.incarnation:
+            return None
+        return "" if self.accepting else self._refusal or None
 
     # Membership
 
@@ -170,6 +182,7 @@ class ReplicaView:
 
     async def _disconnect(self) -> None:
         link, self._link = self._link, None
+        self._refusal = ""
         if link is not None:
             await link.aclose()
 
@@ -183,18 +196,25 @@ class ReplicaView:
                 f"incarnation {welcome.incarnation} answers; it was replaced by {self.incarnation}"
             )
 
+    def refused(self, reason: str) -> None:
+        self._refusal = reason
+        self._changed()
+
     def connected(self, welcome: Welcome) -> None:
         self.welcome, self.incarnation, self._life = welcome, welcome.incarnation, welcome.incarnation
+        self._refusal = ""
         self._index.connect(self.replica_id)
         self._feed = IndexFeed(self._index, self.replica_id)
         self._rows = TokenRows()
         self._work.connected()
         self._owner.replica_back(self)
+        self._changed()
 
     def received(self, message: ToListener) -> None:
         assert self._feed is not None, "messages come over a connection"
         if isinstance(message, StepFrame) and self._work.stepped():
             self._owner.replica_back(self)
+            self._changed()
         if isinstance(message, SnapshotChunk):
             self._feed.chunk(message)
         elif isinstance(message, StepFrame):

@@ -80,6 +80,9 @@ class Dispatcher:
     def num_live(self) -> int:
         return len(self._room) + sum(len(view.live) for view in self._views.values())
 
+    def set_admission_timeout(self, timeout_s: float) -> None:
+        self._room.patience_s = timeout_s
+
     # A request begins and ends
 
     def begin(self, request: RoutedRequest) -> Generation:

@@ -15,7 +15,7 @@ class WaitingRoom:
     """First come, first out. `timed_out` is called for a request whose time is over, waiting or running."""
 
     def __init__(self, patience_s: float, timed_out: Callable[[Generation], None]) -> None:
-        self._patience_s = patience_s  # for a request without a deadline of its own
+        self.patience_s = patience_s  # for a request without a deadline of its own that comes from now on
         self._timed_out = timed_out
         self._waiting: dict[str, Generation] = {}  # by request id
         self._timers: dict[str, asyncio.TimerHandle] = {}
@@ -36,7 +36,7 @@ class WaitingRoom:
         request_id = generation.request.request_id
         self._waiting[request_id] = generation
         if request_id not in self._timers:
-            self.set_deadline(generation, self._patience_s)
+            self.set_deadline(generation, self.patience_s)
 
     def leave(self, generation: Generation) -> None:
         """It has a place now; only a deadline of its own goes on."""

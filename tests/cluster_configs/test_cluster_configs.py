@@ -15,7 +15,7 @@ import pytest
 import ray
 import yaml
 
-from controller.config import build_config, load_config
+from controller.config_file import build_config, load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "cluster_configs"
@@ -56,7 +56,7 @@ def test_every_file_begins_by_saying_whom_it_is_for_and_how_it_is_applied(path: 
 @pytest.mark.parametrize("path", OURS, ids=lambda path: path.name)
 def test_our_own_files_fit_our_schema(path: Path) -> None:
     config = load_config(path)
-    assert config.replicas >= 1 and path.name in path.read_text(encoding="utf-8")
+    assert config.num_replicas >= 1 and path.name in path.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("document", of_kind("ConfigMap"))

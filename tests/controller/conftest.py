@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,10 @@ import pytest
 import ray
 from ray import cloudpickle
 
-from controller.config import DeploymentConfig, build_config
+from controller.config import DeploymentConfig
+from controller.config_file import build_config
 from controller.controller import Controller
+from controller.revision import served_model
 from controller.state import DeploymentState
 from controller.unit import Launched, Launcher, StartFailed, Tell, UnitFacts, UnitRecord
 from protocol.demand import RouterDemand
@@ -113,8 +115,14 @@ class FakeRouterActor:
     def drain(self, grace_s: float) -> None:
         pass
 
-    def demand(self) -> RouterDemand:
-        return RouterDemand()
+    def demand(self) -> tuple[RouterDemand, ...]:
+        return ()
+
+    def own_blocks(self) -> tuple[tuple[str, int], ...]:
+        return ()
+
+    def meet(self, replica: str, incarnation: int) -> str:
+        return ""
 
     def drain_replica(self, replica: str, deadline_s: float) -> bool:
         return True
@@ -168,13 +176,31 @@ class FakeUnit:
         self.log.append(f"kill {self.name}")
 
 
+def set_event() -> asyncio.Event:
+    event = asyncio.Event()
+    event.set()
+    return event
+
+
 @dataclass
 class FakeRouterUnit(FakeUnit):
     occupied: asyncio.Event | None = None  # set: its requests on a replica have ended or moved
-    told: RouterDemand = field(default_factory=RouterDemand)
+    told: RouterDemand | None = field(default_factory=RouterDemand)
+    versions: set[str] = field(default_factory=set)  # of the launcher's scene
+    own: dict[str, int] = field(default_factory=dict)  # blocks, by replica
+    refusals: dict[str, str] = field(default_factory=dict)  # why it takes an incarnation never
+    meeting: asyncio.Event = field(default_factory=set_event)  # cleared: it takes none
 
-    async def demand(self) -> RouterDemand | None:
-        return self.told
+    async def demand(self) -> tuple[RouterDemand, ...]:
+        """Of the one model of these scenes, whatever its version."""
+        return tuple(replace(self.told, version=version) for version in self.versions) if self.told else ()
+
+    async def own_blocks(self) -> tuple[tuple[str, int], ...]:
+        return tuple(self.own.items())
+
+    async def meet(self, replica: str, incarnation: int) -> str:
+        await self.meeting.wait()
+        return self.refusals.get(f"{replica}.{incarnation}", "")
 
     async def vacate(self, replica: str, grace_s: float) -> None:
         self.log.append(f"{self.name} vacates {replica}")
@@ -196,26 +222,32 @@ class FakeLauncher:
         self.fails: dict[str, StartFailed] = {}
         self.held: set[str] = set()
         self.alive_nodes: tuple[str, ...] = ()
+        self.models: dict[str, str] = {}  # what each incarnation was launched for
+        self.versions: set[str] = set()
 
     async def nodes(self) -> tuple[str, ...]:
         return self.alive_nodes
 
-    def launch(self, unit: str, incarnation: int) -> Launched:
+    def launch(self, unit: str, incarnation: int, model: str) -> Launched:
         made = self._make(f"{unit}.{incarnation}")
+        self.models[made.name] = model
         made.start_error = self.fails.get(made.name)
         if made.name not in self.held:
             made.ready.set()
         return made
 
-    async def adopt(self, unit: str, incarnation: int, facts: UnitFacts) -> Launched | None:
-        name = f"{unit}.{incarnation}"
+    async def adopt(self, record: UnitRecord, facts: UnitFacts) -> Launched | None:
+        name = f"{record.unit}.{record.incarnation}"
         return self._make(name) if name in self.whole else None
 
     async def sweep(self, keep: Sequence[UnitRecord]) -> None:
         self.log.append(f"sweep but {sorted(record.unit for record in keep)}")
 
     def _make(self, name: str) -> FakeUnit:
-        self.units[name] = (FakeRouterUnit if name.startswith("router") else FakeUnit)(name, self.log)
+        if name.startswith("router"):
+            self.units[name] = FakeRouterUnit(name, self.log, versions=self.versions)
+        else:
+            self.units[name] = FakeUnit(name, self.log)
         return self.units[name]
 
 
@@ -251,6 +283,8 @@ class Scene:
         self.running = asyncio.get_running_loop().create_task(self.controller.run())
 
     def _launcher(self, state: DeploymentState) -> Launcher:
+        self.launcher.versions.clear()
+        self.launcher.versions.update(served_model(model).version for model in state.config.models)
         return self.launcher
 
     async def settle(self) -> None:

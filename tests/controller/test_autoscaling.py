@@ -9,7 +9,8 @@ from collections.abc import Callable
 import pytest
 
 from controller.autoscaling import Autoscaler, Need, need_of
-from controller.config import Autoscaling, build_config
+from controller.config_file import build_config
+from controller.model_config import Autoscaling
 from protocol.demand import RouterDemand
 from protocol.errors import InvalidRequest
 from protocol.messages import Load

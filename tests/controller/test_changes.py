@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from controller.config import build_config
+from controller.config_file import build_config
 from controller.status import DeploymentStatus
 from controller.unit import StartFailed
 from protocol.demand import RouterDemand
+from protocol.deployment_secrets import DeploymentSecrets
 from protocol.errors import InvalidRequest
 from protocol.membership import ReplicaState
-from protocol.messages import Load
 
 if TYPE_CHECKING:
     from tests.controller.conftest import Scene
@@ -54,7 +54,7 @@ async def test_scaling_up_starts_more_and_down_drains_some(scene: Scene) -> None
     await scene.controller.scale(2)
     assert await ready(scene) == ["replica-0.1", "replica-1.1"]
     assert scene.launcher.log[-2:] == ["drain replica-2.1", "kill replica-2.1"]
-    assert "scales from 1 to 3 replicas" in await texts(scene)
+    assert "sapling scales from 1 to 3 replicas" in await texts(scene)
 
 
 async def test_a_scale_outlives_the_controller(scene: Scene) -> None:
@@ -159,9 +159,7 @@ async def test_whoever_asked_for_an_upgrade_sees_it_under_way_at_once(scene: Sce
 async def test_an_upgrade_of_what_routers_are_told_replaces_them(scene: Scene) -> None:
     scene.start(replicas=1, routers={"count": 2})
     await scene.settle()
-    await scene.controller.upgrade(
-        build_config({"replicas": 1, "routers": {"count": 2}, "served_model_name": "m"})
-    )
+    await scene.controller.upgrade(build_config({"replicas": 1, "routers": {"count": 2}, "api_keys": ["k"]}))
     after = await status(scene)
     assert [each.incarnation for each in (*after.replicas, *after.routers)] == [1, 2, 2]
 
@@ -181,7 +179,7 @@ async def test_an_upgrade_whose_first_replica_cannot_start_is_taken_back(scene: 
     after = await status(scene)
     assert await ready(scene) == ["replica-0.1", "replica-1.1"]
     assert after.view.upgrade_error == "replica-2: 65 heads do not divide by 2" and not after.view.upgrading
-    assert scene.store.state is not None and scene.store.state.config.max_num_seqs == 64
+    assert scene.store.state is not None and scene.store.state.config.models[0].max_num_seqs == 64
 
 
 async def test_an_upgrade_that_fails_half_way_brings_the_old_ones_back(scene: Scene) -> None:
@@ -214,13 +212,66 @@ async def test_a_successor_goes_on_with_an_upgrade(scene: Scene) -> None:
     assert not after.view.upgrading and {each.state for each in after.replicas} == {ReplicaState.READY}
     assert scene.store.state is not None
     assert len({unit.revision for unit in scene.store.state.units if "replica" in unit.unit}) == 1
-    assert scene.store.state.config.max_num_seqs == 8
+    assert scene.store.state.config.models[0].max_num_seqs == 8
 
 
-async def test_an_upgrade_to_another_model_is_refused(scene: Scene) -> None:
+async def test_another_model_comes_under_the_same_name_beside_the_former(scene: Scene) -> None:
+    scene.start(replicas=1, served_model_name="m")
+    former = (await status(scene)).models[0]
+    scene.launcher.units["replica-0.1"].drain_forever = True
+    await scene.controller.upgrade(build_config({"replicas": 1, "model": "other", "served_model_name": "m"}))
+    during = await status(scene)
+    assert [(each.name, each.source, each.num_wanted, each.current) for each in during.models] == [
+        ("m", "other", 1, True),
+        ("m", "sapling", 0, False),
+    ]
+    old, new = during.replicas
+    assert (old.state, old.serves) == (ReplicaState.DRAINING, former.version)
+    assert (new.state, new.serves) == (ReplicaState.READY, during.models[0].version)
+
+
+async def test_an_upgrade_to_another_secret_is_refused(scene: Scene) -> None:
+    scene.secrets = DeploymentSecrets.derived("a" * 32)
     scene.start(replicas=1)
-    with pytest.raises(InvalidRequest, match="cannot change model"):
-        await scene.controller.upgrade(build_config({"model": "other"}))
+    await scene.controller.upgrade(build_config({"replicas": 1, "secret": "a" * 32}))
+    with pytest.raises(InvalidRequest, match="cannot change the secret"):
+        await scene.controller.upgrade(build_config({"replicas": 1, "secret": "b" * 32}))
+    assert scene.store.state is not None and scene.store.state.config.secret is None
+
+
+async def test_nothing_is_drained_before_every_router_takes_its_successor(scene: Scene) -> None:
+    scene.start(replicas=1)
+    await scene.settle()
+    router: Any = scene.launcher.units["router-0.1"]
+    router.meeting.clear()
+    await scene.controller.upgrade(build_config({"replicas": 1, "max_num_seqs": 8}))
+    assert await ready(scene) == ["replica-0.1", "replica-1.1"]
+    router.meeting.set()
+    assert await ready(scene) == ["replica-1.1"]
+
+
+async def test_an_upgrade_whose_replicas_no_router_takes_is_taken_back(scene: Scene) -> None:
+    scene.start(replicas=1)
+    await scene.settle()
+    router: Any = scene.launcher.units["router-0.1"]
+    router.refusals = {f"replica-1.{number}": "tokenizer_digest differs" for number in (1, 2)}
+    await scene.controller.upgrade(build_config({"replicas": 1, "max_num_seqs": 8}))
+    assert await ready(scene) == ["replica-0.1"]
+    assert (await status(scene)).view.upgrade_error == "replica-1: tokenizer_digest differs"
+    assert "kill replica-1.2" in scene.launcher.log
+
+
+async def test_a_router_that_does_not_answer_keeps_no_replica_out(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("controller.tending.INTRODUCTION_S", 0.01)
+    scene.start(replicas=1)
+    await scene.settle()
+    router: Any = scene.launcher.units["router-0.1"]
+    router.meeting.clear()
+    await scene.controller.upgrade(build_config({"replicas": 1, "max_num_seqs": 8}))
+    while await ready(scene) != ["replica-1.1"]:
+        await asyncio.sleep(0.01)
 
 
 async def test_a_deployment_that_stops_takes_no_changes(scene: Scene) -> None:
@@ -246,17 +297,11 @@ async def test_each_node_has_its_router_for_as_long_as_it_is_there(
     assert await routers(scene, "router-cccccccccccc") == ["router-bbbbbbbbbbbb", "router-cccccccccccc"]
 
 
-def told(cached: dict[str, int], **numbers: Any) -> RouterDemand:
-    """Of replicas with so many cached blocks each."""
-    loads = tuple((name, Load(0, 0, 100, 0, blocks, 0)) for name, blocks in cached.items())
-    return RouterDemand(loads, **numbers)
-
-
-async def test_the_replica_that_has_cached_least_goes_first(scene: Scene) -> None:
+async def test_the_replica_with_the_least_cache_of_its_own_goes_first(scene: Scene) -> None:
     scene.start(replicas=3)
     await scene.settle()
     router: Any = scene.launcher.units["router-0.1"]
-    router.told = told({"replica-0": 50, "replica-1": 3, "replica-2": 80})
+    router.own = {"replica-0": 50, "replica-1": 3, "replica-2": 80}
     await scene.controller.scale(2)
     assert await ready(scene) == ["replica-0.1", "replica-2.1"]
 
@@ -282,7 +327,7 @@ async def test_replicas_follow_the_demand(scene: Scene) -> None:
     for _ in range(60):
         await pass_time(scene, 3.0)
     assert await ready(scene) == []
-    assert "scales from 1 to 3 replicas: 2.00 would be busy all the time" in await texts(scene)
+    assert "sapling scales from 1 to 3 replicas: 2.00 would be busy all the time" in await texts(scene)
 
 
 async def test_a_waiting_request_brings_the_first_replica(scene: Scene) -> None:
@@ -293,7 +338,7 @@ async def test_a_waiting_request_brings_the_first_replica(scene: Scene) -> None:
     router.told = RouterDemand(num_waiting=1)
     await pass_time(scene, 3.0)
     assert await ready(scene) == ["replica-0.1"]
-    assert "scales from 0 to 1 replicas: a request waits" in await texts(scene)
+    assert "sapling scales from 0 to 1 replicas: a request waits" in await texts(scene)
 
 
 async def test_a_router_that_does_not_answer_is_left_out(scene: Scene) -> None:

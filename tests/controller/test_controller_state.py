@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from controller.config import build_config
+from controller.config_file import build_config
 from controller.names import ActorName, parse_actor_name
 from controller.state import DeploymentState
 from controller.unit import UnitFacts, UnitRecord
 from protocol.deployment_secrets import DeploymentSecrets
-from protocol.membership import Event, WorkerInfo
+from protocol.membership import Event, ServedModel, WorkerInfo
 
 
 def test_a_state_survives_its_storage() -> None:
     facts = UnitFacts("10.0.0.1", 4000, (WorkerInfo(0, 12, "n"), WorkerInfo(1, 13, "n")))
-    units = (UnitRecord("replica-0", 3, facts, "a1", draining=True), UnitRecord("router-0", 1))
+    served = ServedModel("m", "/models/m", "v1", 2)
+    replica = UnitRecord("replica-0", 3, facts, "a1", draining=True, serves=served)
+    units = (replica, UnitRecord("router-0", 1))
     config = build_config({"api_keys": ["k"], "worker": {"resources": {"fast": 1.0}}})
     state = DeploymentState(
         config,

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from controller.config import build_config
+from controller.config_file import build_config
 from controller.progress import Progress, ready_text
 from controller.status import DeploymentStatus, Phase, status_of, url_of
-from protocol.membership import DeploymentView, ReplicaInfo, ReplicaState
+from protocol.membership import DeploymentView, Membership, ReplicaInfo, ReplicaState
 
 READY = ReplicaInfo("replica-0", ReplicaState.READY, 1, "127.0.0.1", 4000)
 ROUTER = ReplicaInfo("router-0", ReplicaState.READY, 1, "127.0.0.1", 8000)
@@ -19,8 +19,13 @@ STARTING = ReplicaInfo("replica-0", ReplicaState.STARTING, 1, detail="loads weig
 FAILED = ReplicaInfo("replica-0", ReplicaState.FAILED, 1, detail="rank 1:\nTraceback")
 
 
-def picture(replica: ReplicaInfo) -> DeploymentStatus:
-    return status_of((replica,), DeploymentView(1, (ROUTER,)), "", stopping=False)
+def picture(replica: ReplicaInfo, router: ReplicaInfo = ROUTER) -> DeploymentStatus:
+    return status_of(membership(replica, router), "", stopping=False)
+
+
+def membership(replica: ReplicaInfo | None, router: ReplicaInfo | None) -> Membership:
+    replicas, routers = (() if each is None else (each,) for each in (replica, router))
+    return Membership(1, replicas, deployment=DeploymentView(routers))
 
 
 def test_without_a_terminal_each_change_is_a_line() -> None:
@@ -51,13 +56,12 @@ def test_the_ready_text_shows_no_key() -> None:
 def test_a_deployment_is_ready_when_all_of_it_is() -> None:
     assert picture(READY).phase is Phase.READY
     assert picture(STARTING).phase is Phase.STARTING
-    failed = DeploymentView(1, (replace(ROUTER, state=ReplicaState.FAILED),))
-    assert status_of((READY,), failed, "", False).phase is Phase.STARTING
+    assert picture(READY, replace(ROUTER, state=ReplicaState.FAILED)).phase is Phase.STARTING
 
 
 def test_a_deployment_has_stopped_when_nothing_is_left() -> None:
-    assert status_of((READY,), DeploymentView(1), "", stopping=True).phase is Phase.STOPPING
-    assert status_of((), DeploymentView(0), "", stopping=True).phase is Phase.STOPPED
+    assert status_of(membership(READY, None), "", stopping=True).phase is Phase.STOPPING
+    assert status_of(membership(None, None), "", stopping=True).phase is Phase.STOPPED
 
 
 @pytest.mark.parametrize(

@@ -200,3 +200,21 @@ async def test_an_upgrade_loses_nothing(site: Site, tmp_path: Path) -> None:
         assert "The upgrade is through." in printed
     assert clients.errors == [] and clients.ends["broken"] == 0
     assert not set(await asyncio.to_thread(site.states)) & set(before)
+
+
+async def test_an_upgrade_to_another_model_loses_nothing(site: Site, tmp_path: Path) -> None:
+    """Under the same name, with blocks of another size: no request can move between the two."""
+    other = tmp_path / "other"
+    shutil.copytree(ROOT / "sapling", other, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    new = deployment(site.port, model=str(other), served_model_name="sapling", block_size=32)
+    (tmp_path / "new.yaml").write_text(new)
+    before = await asyncio.to_thread(site.states)
+    async with under_load(site.url) as clients:
+        printed = await asyncio.to_thread(site.command, "upgrade", str(tmp_path / "new.yaml"))
+        assert "The upgrade is through." in printed
+    assert clients.errors == [] and clients.ends["broken"] == 0
+    status = await asyncio.to_thread(site.system.status)
+    assert [(each["name"], each["source"], each["block_size"]) for each in status["models"]] == [
+        ("sapling", str(other), 32)
+    ]
+    assert not set(await asyncio.to_thread(site.states)) & set(before)

@@ -200,3 +200,35 @@ def test_the_tokenizer_digest_follows_slow_files_only_where_they_are_used(tmp_pa
         if fast:
             (directory / "tokenizer.json").unlink()
     assert digests[0] == digests[1] and len(set(digests)) == 3
+
+
+@pytest.mark.parametrize(
+    ("config", "context_tokens"),
+    [
+        ({"max_position_embeddings": 4096}, 4096),
+        ({"n_positions": 1024}, 1024),
+        ({"max_position_embeddings": None, "max_seq_len": 2048}, 2048),
+        ({"text_config": {"max_position_embeddings": 300}}, 300),
+        ({"max_position_embeddings": 32768, "rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, 131072),
+        ({"max_position_embeddings": 32768, "rope_scaling": {"type": "linear", "factor": 4.0}}, 32768),
+        (
+            {
+                "max_position_embeddings": 131072,
+                "rope_parameters": {
+                    "rope_type": "yarn",
+                    "factor": 4.0,
+                    "original_max_position_embeddings": 32768,
+                },
+            },
+            131072,
+        ),
+        ({}, None),
+        ({"max_position_embeddings": "many"}, None),
+        ([], None),
+    ],
+)
+def test_the_context_is_as_long_as_the_configuration_says(
+    config: object, context_tokens: int | None, tmp_path: Path
+) -> None:
+    directory = model(tmp_path / "m", config=json.dumps(config))
+    assert resolve_model(str(directory)).context_tokens == context_tokens

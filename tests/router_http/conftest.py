@@ -14,14 +14,16 @@ import httpx2
 import openai
 import pytest
 import tokenizers
+from starlette.types import ASGIApp
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from protocol.errors import NoReplica
-from protocol.membership import ReplicaState, WorkerInfo
+from protocol.membership import ReplicaState, ServedModel, WorkerInfo
 from protocol.messages import CacheCounts, FinishReason, Load, SequenceOutput, TokenLogprob
 from protocol.tokens import unpack_tokens
 from router.http.api import create_app
 from router.http.api_config import ApiConfig
+from router.http.catalog import Catalog
 from router.http.http_server import HttpServer
 from router.prefixes.prefix_index import IndexState
 from router.requests.routed_request import Decision, Reason, RoutedRequest
@@ -169,6 +171,7 @@ class FakeRouter:
         self.script = Script()
         self.ready = True
         self.draining = False
+        self.num_accepting = 1
         self.max_model_len: int | None = 256
         self.counters = RouterCounters()
         self.blocks_in_use = 0
@@ -229,17 +232,36 @@ def router() -> FakeRouter:
     return FakeRouter()
 
 
+def one_model(router: FakeRouter, tokenizer: Tokenizer) -> Catalog:
+    made = Catalog()
+    made.add(ServedModel("tiny", "a/tiny", "tiny-1"), router, tokenizer)
+    return made
+
+
+@pytest.fixture
+def catalog(router: FakeRouter, tokenizer: Tokenizer) -> Catalog:
+    """One model, `tiny`."""
+    return one_model(router, tokenizer)
+
+
+@pytest.fixture
+def app(catalog: Catalog) -> ASGIApp:
+    return create_app(catalog, ApiConfig())
+
+
 ServeFactory = Callable[..., Awaitable[str]]
 DirectFactory = Callable[..., Awaitable[httpx2.AsyncClient]]
 
 
 @pytest.fixture
 async def serve(router: FakeRouter, tokenizer: Tokenizer) -> AsyncIterator[ServeFactory]:
-    """Starts the endpoint on a real socket and gives its URL; keywords go to its configuration."""
+    """Starts the endpoint on a real socket and gives its URL. `catalog`: unless of a `tiny` of its own; other keywords
+    go to its configuration."""
     async with AsyncExitStack() as stack:
 
         async def start(**options: Any) -> str:
-            app = create_app(router, options.pop("tokenizer", tokenizer), ApiConfig("tiny", **options))
+            catalog = options.pop("catalog", None) or one_model(router, tokenizer)
+            app = create_app(catalog, ApiConfig(**options))
             server = await stack.enter_async_context(HttpServer(app, "127.0.0.1", 0, grace_s=1))
             return f"http://127.0.0.1:{server.port}"
 
@@ -247,8 +269,8 @@ async def serve(router: FakeRouter, tokenizer: Tokenizer) -> AsyncIterator[Serve
 
 
 @pytest.fixture
-async def url(serve: ServeFactory) -> str:
-    return await serve()
+async def url(serve: ServeFactory, catalog: Catalog) -> str:
+    return await serve(catalog=catalog)
 
 
 @pytest.fixture
@@ -267,12 +289,12 @@ async def http(url: str) -> AsyncIterator[httpx2.AsyncClient]:
 
 
 @pytest.fixture
-async def direct(router: FakeRouter, tokenizer: Tokenizer) -> AsyncIterator[DirectFactory]:
+async def direct(catalog: Catalog) -> AsyncIterator[DirectFactory]:
     """Calls the app without a socket, where many small requests are to be tried."""
     async with AsyncExitStack() as stack:
 
         async def start(**options: Any) -> httpx2.AsyncClient:
-            app = create_app(router, options.pop("tokenizer", tokenizer), ApiConfig("tiny", **options))
+            app = create_app(catalog, ApiConfig(**options))
             transport = httpx2.ASGITransport(app)
             client = httpx2.AsyncClient(transport=transport, base_url="http://app", verify=False)
             return await stack.enter_async_context(client)

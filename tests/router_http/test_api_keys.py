@@ -46,7 +46,7 @@ def test_of_a_key_given_twice_the_last_entry_counts() -> None:
 )
 def test_a_wrong_entry_is_refused_and_the_key_not_shown(entry: str, sentence: str) -> None:
     with pytest.raises(InvalidRequest, match=sentence) as raised:
-        ApiConfig("model", api_keys=(entry,), secrets=SECRETS)
+        ApiConfig(api_keys=(entry,), secrets=SECRETS)
     assert "secret" not in raised.value.message
 
 

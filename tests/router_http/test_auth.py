@@ -95,8 +95,8 @@ def test_without_a_key_only_loopback_is_bound() -> None:
 
 def test_keys_without_secrets_are_refused() -> None:
     with pytest.raises(InvalidRequest):
-        ApiConfig("tiny", api_keys=("one",))
+        ApiConfig(api_keys=("one",))
 
 
 def test_keys_are_not_shown_in_a_log() -> None:
-    assert "sesame" not in repr(ApiConfig("tiny", api_keys=("sesame",), secrets=SECRETS))
+    assert "sesame" not in repr(ApiConfig(api_keys=("sesame",), secrets=SECRETS))

@@ -9,9 +9,6 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from router.http.api import create_app
-from router.http.api_config import ApiConfig
-
 
 @pytest.fixture(autouse=True)
 def held(router: Any, tokenizer: Any) -> Any:
@@ -89,7 +86,7 @@ async def test_a_body_that_never_ends_does_no_harm(url: str, router: Any) -> Non
     assert router.requests == []
 
 
-async def answer(router: Any, tokenizer: Any, left: asyncio.Event) -> None:
+async def answer(app: Any, left: asyncio.Event) -> None:
     """Of one request whose client leaves when it is told to."""
     messages = [{"type": "http.request", "body": json.dumps({"prompt": "a"}).encode()}]
 
@@ -102,22 +99,21 @@ async def answer(router: Any, tokenizer: Any, left: asyncio.Event) -> None:
     async def send(message: Any) -> None:
         raise AssertionError(f"nobody is there to be sent {message}")
 
-    app = create_app(router, tokenizer, ApiConfig("tiny"))
     scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": []}
     await app(scope, receive, send)
 
 
-async def test_a_request_whose_client_left_has_ended_well(router: Any, tokenizer: Any) -> None:
+async def test_a_request_whose_client_left_has_ended_well(router: Any, app: Any) -> None:
     left = asyncio.Event()
-    request = asyncio.create_task(answer(router, tokenizer, left))
+    request = asyncio.create_task(answer(app, left))
     await opened(router)
     left.set()
     await request
     assert not request.cancelled() and request.cancelling() == 0
 
 
-async def test_a_request_that_its_server_cancels_is_cancelled(router: Any, tokenizer: Any) -> None:
-    request = asyncio.create_task(answer(router, tokenizer, asyncio.Event()))
+async def test_a_request_that_its_server_cancels_is_cancelled(router: Any, app: Any) -> None:
+    request = asyncio.create_task(answer(app, asyncio.Event()))
     await opened(router)
     request.cancel()
     with pytest.raises(asyncio.CancelledError):

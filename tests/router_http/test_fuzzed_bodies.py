@@ -10,8 +10,6 @@ import httpx2
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.http.api import create_app
-from router.http.api_config import ApiConfig
 from router.http.openai_types import ChatBody, CompletionBody, TokenizeBody
 
 SCALARS = (
@@ -42,9 +40,8 @@ ROUTES = st.sampled_from(["/v1/completions", "/v1/chat/completions", "/tokenize"
 GOOD = {"prompt": "a", "messages": [{"role": "user", "content": "hi"}], "tokens": [5]}
 
 
-def test_no_body_makes_the_server_fail(router: Any, tokenizer: Any) -> None:
+def test_no_body_makes_the_server_fail(router: Any, tokenizer: Any, app: Any) -> None:
     router.says(tokenizer, "hello")
-    app = create_app(router, tokenizer, ApiConfig("tiny"))
 
     async def status(route: str, body: Any) -> int:
         async with httpx2.AsyncClient(

@@ -54,10 +54,10 @@ def chat(**options: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def app(router: Any, tokenizer: Tokenizer) -> Any:
+def app(router: Any, tokenizer: Tokenizer, catalog: Any) -> Any:
     """Of a replica that says `h` for as long as it is asked to."""
     router.says(tokenizer, "h" * 200)
-    return create_app(router, tokenizer, ApiConfig("tiny"))
+    return create_app(catalog, ApiConfig())
 
 
 async def count_calls(app: Any, body: dict[str, Any]) -> int:
@@ -111,11 +111,11 @@ async def test_the_last_token_and_the_end_of_the_stream_leave_in_one_write(app: 
 
 @pytest.mark.parametrize(("path", "prompt"), [(CHAT, chat()), (COMPLETION, {"prompt": "a"})])
 async def test_chunks_that_only_bring_text_are_as_if_encoded_whole(
-    router: Any, tokenizer: Tokenizer, path: str, prompt: dict[str, Any]
+    router: Any, tokenizer: Tokenizer, catalog: Any, path: str, prompt: dict[str, Any]
 ) -> None:
     """With token ids asked for, every chunk is: without them the same chunks come."""
     router.says(tokenizer, 'say "hi" \\ \n 你好')
-    app = create_app(router, tokenizer, ApiConfig("tiny"))
+    app = create_app(catalog, ApiConfig())
     body = {**prompt, "stream": True, "n": 2, "request_id": "one", "max_tokens": 40}
     plain, full = [await post(app, path, {**body, "return_token_ids": ids}) for ids in (False, True)]
     ids = ("token_ids", "prompt_token_ids", "created")

@@ -11,14 +11,15 @@ import pytest
 
 from controller.config import DeploymentConfig
 from controller.status import DeploymentStatus, Phase
-from protocol.membership import DeploymentView, ReplicaInfo, ReplicaState
+from protocol.membership import DeploymentView, ReplicaInfo, ReplicaState, ServedModel
 from trunkline import change
 from trunkline.cli import main
 
-READY = ReplicaInfo("replica-0", ReplicaState.READY, 1)
-STARTING = ReplicaInfo("replica-1", ReplicaState.STARTING, 1)
-VIEW = DeploymentView(num_wanted=1)
-ONE = DeploymentStatus(Phase.READY, (READY,), VIEW)
+READY = ReplicaInfo("replica-0", ReplicaState.READY, 1, serves="v1")
+STARTING = ReplicaInfo("replica-1", ReplicaState.STARTING, 1, serves="v1")
+VIEW = DeploymentView()
+MODELS = (ServedModel("a", "/a", "v1", 1), ServedModel("b", "/b", "v2", 1))
+ONE = DeploymentStatus(Phase.READY, (READY,), MODELS, VIEW)
 TWO = replace(ONE, replicas=(READY, replace(STARTING, state=ReplicaState.READY)))
 UPGRADING = replace(ONE, view=replace(VIEW, upgrading=True))
 TAKEN_BACK = replace(ONE, view=replace(VIEW, upgrade_error="replica-2: out of memory"))
@@ -31,14 +32,14 @@ class Running:
         self.asked: list[object] = []
         self._statuses = statuses
 
-    async def scale(self, num_replicas: int) -> None:
-        self.asked.append(num_replicas)
+    async def scale(self, num_replicas: int, model: str | None) -> None:
+        self.asked.append(num_replicas if model is None else (model, num_replicas))
 
     async def drain(self, replica: str) -> None:
         self.asked.append(replica)
 
     async def upgrade(self, config: DeploymentConfig) -> None:
-        self.asked.append(config.max_num_seqs)
+        self.asked.append(config.models[0].max_num_seqs)
 
     async def statuses(self) -> AsyncIterator[DeploymentStatus]:
         for status in self._statuses:
@@ -67,6 +68,14 @@ def test_scale_waits_until_all_are_ready(running: Running, capsys: pytest.Captur
     assert main(["scale", "2"]) == 0
     assert running.asked == [2, 1, 1, 2]
     assert capsys.readouterr().out == "2 replicas are ready.\n"
+
+
+@shows(
+    ONE, TWO, replace(TWO, replicas=(*TWO.replicas, replace(STARTING, replica_id="replica-2", serves="v2")))
+)
+def test_scaling_one_model_does_not_wait_for_another(running: Running) -> None:
+    assert main(["scale", "2", "--model", "a"]) == 0
+    assert running.asked == [("a", 2), 1, 2]
 
 
 @shows(ONE)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from controller.config import DeploymentConfig
+from controller.config_file import build_config
 from protocol.errors import InvalidRequest
 from trunkline.cli import build_parser, main
 from trunkline.generate import sampling_from
@@ -34,12 +35,9 @@ def config(*arguments: str) -> DeploymentConfig:
 
 def test_serve_without_arguments_is_two_replicas_of_sapling_on_loopback() -> None:
     made = config()
-    assert (made.model, made.replicas, made.routers.host, made.routers.port) == (
-        "sapling",
-        2,
-        "127.0.0.1",
-        8000,
-    )
+    (model,) = made.models
+    assert (model.model, model.replicas) == ("sapling", 2)
+    assert (made.routers.host, made.routers.port) == ("127.0.0.1", 8000)
 
 
 def test_options_of_serve_reach_the_configuration() -> None:
@@ -48,23 +46,24 @@ def test_options_of_serve_reach_the_configuration() -> None:
         *("--api-key", "a", "--api-key", "b", "--no-enable-prefix-caching", "--max-model-len", "99"),
         *("--served-model-name", "name", "--num-cpus", "2", "--drain-timeout", "1.5"),
     )
-    assert (made.model, made.replicas, made.tensor_parallel_size, made.routers.port) == ("m", 3, 2, 1)
-    assert (made.api_keys, made.enable_prefix_caching, made.max_model_len) == (("a", "b"), False, 99)
-    assert (made.served_model_name, made.worker.num_cpus, made.drain_timeout_s) == ("name", 2.0, 1.5)
+    (model,) = made.models
+    assert (model.model, model.name, model.replicas, model.tensor_parallel_size) == ("m", "name", 3, 2)
+    assert (model.enable_prefix_caching, model.max_model_len, model.worker.num_cpus) == (False, 99, 2.0)
+    assert (made.api_keys, made.drain_timeout_s, made.routers.port) == (("a", "b"), 1.5, 1)
 
 
 def test_options_go_before_the_file(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text("model: other\nreplicas: 5\nrouters: {port: 9000}\n")
     made = config("--config", str(file), "--replicas", "1")
-    assert (made.model, made.replicas, made.routers.port) == ("other", 1, 9000)
+    assert (made.models[0].model, made.models[0].replicas, made.routers.port) == ("other", 1, 9000)
 
 
 @pytest.mark.parametrize(
     ("cores", "replicas", "threads"), [(8, 2, 4.0), (2, 2, 1.0), (1, 4, 1.0), (64, 1, 16.0)]
 )
 def test_on_its_own_machine_workers_share_the_cores(cores: int, replicas: int, threads: float) -> None:
-    assert with_all_cores(DeploymentConfig(replicas=replicas), cores).worker.num_cpus == threads
+    assert with_all_cores(build_config({"replicas": replicas}), cores).models[0].worker.num_cpus == threads
 
 
 def test_a_mistake_is_one_sentence_and_status_two(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import tracemalloc
 from collections import UserList
 from itertools import pairwise
@@ -412,6 +413,16 @@ class IndexAgainstNaiveModel(RuleBasedStateMachine):
         assert self.index.match(prompt(path)) == {
             replica: depth for replica, depth in wanted.items() if depth
         }
+
+    @rule()
+    def count_own_blocks(self) -> None:
+        known = [self.held[replica] for replica in self.held if replica not in self.blind]
+        wanted = {
+            replica: len(held.difference(*(other for other in known if other is not held)))
+            for replica, held in self.held.items()
+            if replica not in self.blind
+        }
+        assert asyncio.run(self.index.own_blocks()) == wanted
 
     @invariant()
     def holds_together(self) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from protocol.messages import FinishReason, SequenceOutput, StepFrame
-from router.http.metrics import RouterMetrics
+from router.http.metrics import EndpointMetrics
 
 Make = Callable[..., Awaitable[Any]]
 HANG = {"hang_timeout_s": 0.01}  # five times that for the first step
@@ -62,7 +62,9 @@ async def test_it_is_shown_and_gets_nothing_new(
         status = router.status().replicas[0]
         assert status.connected and not status.accepting
         assert status.detail.startswith("no step for")
-        page = RouterMetrics(router, "m").page().decode()
+        metrics = EndpointMetrics()
+        metrics.attach("v1", "m", router)
+        page = metrics.page().decode()
         assert 'trunkline_replica_ready{engine="a",model_name="m"} 0.0' in page
         assert 'trunkline_router_hangs_total{model_name="m"} 1.0' in page
         for _ in range(4):

@@ -31,8 +31,12 @@ class Listener:
         self.welcomes: list[Welcome] = []
         self.messages: list[object] = []
         self.losses: list[str] = []
+        self.refusals: list[str] = []
 
     def admit(self, welcome: Welcome) -> None: ...
+
+    def refused(self, reason: str) -> None:
+        self.refusals.append(reason)
 
     def connected(self, welcome: Welcome) -> None:
         self.welcomes.append(welcome)
@@ -141,7 +145,7 @@ async def test_a_replica_with_another_key_is_refused_and_the_reason_is_shown(
     replica = await make_replica()
     link = make_link(replica, secrets=replace(secrets, hello_key=b"other"))
     await eventually(lambda: len(replica.refusals) > 1)  # told why, and tried again
-    assert "key" in link.detail
+    assert "key" in link.detail and link.detail in listener.refusals
     assert not link.connected and listener.welcomes == []
 
 

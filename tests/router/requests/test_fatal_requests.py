@@ -14,7 +14,7 @@ from protocol.errors import FatalRequest, ReplicaLost
 from protocol.membership import ReplicaState
 from protocol.messages import SequenceOutput
 from router.http.api_errors import api_error
-from router.http.metrics import RouterMetrics
+from router.http.metrics import EndpointMetrics
 from router.requests.generation import PROOF_TOKENS, Generation, Placement
 from router.requests.routed_request import Decision, Reason
 from router.requests.suspects import Suspects
@@ -60,7 +60,9 @@ async def test_the_log_names_it_and_the_metrics_count_it(
         await answer(router, request)
     assert f"request {request.request_id} is stopped" in caplog.text
     assert "a (1), b (1)" in caplog.text and "2 prompt tokens" in caplog.text
-    page = RouterMetrics(router, "model").page().decode()
+    metrics = EndpointMetrics()
+    metrics.attach("v1", "model", router)
+    page = metrics.page().decode()
     assert 'trunkline_router_fatal_requests_total{model_name="model"} 1.0' in page
 
 

@@ -14,13 +14,14 @@ import pytest
 from protocol.block_hash import BlockHasher
 from protocol.deployment_secrets import DeploymentSecrets
 from protocol.handshake import ReplicaFacts
-from protocol.membership import ReplicaInfo, ReplicaState
+from protocol.membership import ReplicaInfo, ReplicaState, ServedModel
 from protocol.messages import Identity
 from protocol.model_source import resolve_model
 from protocol.sampling import SamplingParams
 from protocol.tokens import pack_tokens
 from router.http.api import create_app
 from router.http.api_config import ApiConfig
+from router.http.catalog import Catalog
 from router.http.http_server import HttpServer
 from router.requests.routed_request import RoutedRequest
 from router.text.tokenizer import Tokenizer
@@ -159,7 +160,9 @@ async def test_a_client_sees_one_unbroken_answer(
     tokenizer = Tokenizer.from_directory(SAPLING.directory)
     answers = []
     for router, later in ((await make_router([whole]), []), (await make_router([mortal]), [mortal, whole])):
-        app = create_app(router, tokenizer, ApiConfig("model"))
+        catalog = Catalog()
+        catalog.add(ServedModel("model", "sapling", "1"), router, tokenizer)
+        app = create_app(catalog, ApiConfig())
         async with HttpServer(app, "127.0.0.1", 0) as server:
             asking = asyncio.create_task(ask(f"http://127.0.0.1:{server.port}", stream))
             if later:
