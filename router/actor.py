@@ -27,7 +27,6 @@ from router.service import RouterService
 
 log = logging.getLogger("router")
 RETRY_AFTER_S = 0.5  # while there is no controller to ask; the last membership stays in force
-MEET_TIMEOUT_S = 600.0  # whoever asked has given up long before, but cannot end the call
 
 
 class RouterActor:
@@ -69,12 +68,7 @@ class RouterActor:
 
         May be called before the membership names it.
         """
-        meeting = self._service.call(self._service.meet(replica_id, incarnation))
-        try:
-            return meeting.result(MEET_TIMEOUT_S)
-        except TimeoutError:
-            meeting.cancel()
-            return f"it could not be reached in {MEET_TIMEOUT_S:.0f} s"
+        return self._service.call(self._service.meet(replica_id, incarnation)).result()
 
     def demand(self) -> tuple[RouterDemand, ...]:
         """Of every version of every model."""

@@ -73,6 +73,9 @@ class ServiceStatus:
     draining: bool
     models: tuple[ModelStatus, ...]
     deployment: DeploymentView | None = None  # as the controller told last
+    missing: tuple[
+        tuple[str, str], ...
+    ] = ()  # models that cannot be asked for here yet by their names, and why
 
 
 @dataclass(slots=True)

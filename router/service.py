@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 CLOSE_GRACE_S = 1.0  # for connections when nothing was drained
+MEET_TIMEOUT_S = (
+    600.0  # a controller that has long given up cannot end the call, and it takes one of the actor's threads
+)
 
 
 class RouterService:
@@ -67,9 +70,13 @@ class RouterService:
         """See `Router.drain_replica`."""
         return await self._models.drain_replica(replica_id, deadline_s)
 
-    async def meet(self, replica_id: str, incarnation: int) -> str:
+    async def meet(self, replica_id: str, incarnation: int, timeout_s: float = MEET_TIMEOUT_S) -> str:
         """See `ServedModels.meet`."""
-        return await self._models.meet(replica_id, incarnation)
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._models.meet(replica_id, incarnation)
+        except TimeoutError:
+            return f"it could not be reached in {timeout_s:g} s"
 
     async def demand(self) -> tuple[RouterDemand, ...]:
         """Of every version of every model."""
@@ -104,7 +111,7 @@ class RouterService:
         finally:
             for task in tasks:
                 task.cancel()
-            await asyncio.wait(tasks)
+            await asyncio.gather(*tasks, return_exceptions=True)
             if self._server is not None:
                 await self.drain(CLOSE_GRACE_S)
             await self._served.aclose()
@@ -116,17 +123,16 @@ class RouterService:
     async def _answer(self, models: ServedModels, catalog: Catalog) -> None:
         """Once there is something to ask for."""
         await models.begun()
-        self._server = await self._listen(catalog)
+        self._server = self._http_server(catalog)
+        await self._server.__aenter__()
+        self.address.set_result((self._launch.host, self._server.port))
         await self._leave.wait()
 
-    async def _listen(self, catalog: Catalog) -> HttpServer:
+    def _http_server(self, catalog: Catalog) -> HttpServer:
         from router.http.api import create_app
         from router.http.api_config import ApiConfig
         from router.http.http_server import HttpServer
 
         launch = self._launch
         config = ApiConfig(version=__version__, api_keys=launch.api_keys, secrets=launch.secrets)
-        server = HttpServer(create_app(catalog, config), launch.host, launch.port)
-        await server.__aenter__()
-        self.address.set_result((launch.host, server.port))
-        return server
+        return HttpServer(create_app(catalog, config), launch.host, launch.port)

@@ -23,7 +23,9 @@ def run(options: argparse.Namespace) -> int:
     status = fetch(options.url, options.api_key or os.environ.get("TRUNKLINE_API_KEY"))
     print(json.dumps(status, indent=2) if options.json else render(status))
     models = status["models"]
-    complete = all(_num_ready(status, model) >= model["wanted_replicas"] for model in models)
+    complete = not status["missing_models"] and all(
+        _num_ready(status, model) >= model["wanted_replicas"] for model in models
+    )
     return 0 if models and complete else 1
 
 
@@ -41,7 +43,12 @@ def fetch(url: str, api_key: str | None) -> dict[str, Any]:
             raise InvalidRequest(f"{url} answers {error.code}: {_message(error.read())}") from None
     except (OSError, ValueError) as error:
         raise NoReplica(f"nothing of Trunkline answers at {url}: {error}") from None
-    if not isinstance(answer, dict) or not answer.keys() >= {"models", "replicas", "deployment"}:
+    if not isinstance(answer, dict) or not answer.keys() >= {
+        "models",
+        "missing_models",
+        "replicas",
+        "deployment",
+    }:
         raise NoReplica(f"what answers at {url} is no router of this version of Trunkline")
     return answer
 
@@ -68,6 +75,7 @@ def _summary(status: dict[str, Any]) -> list[str]:
         notes.append("an upgrade is under way")
     if deployment.get("upgrade_error"):
         notes.append(f"the last upgrade was taken back: {deployment['upgrade_error']}")
+    notes += [f"{model['name']} is not here: {model['detail']}" for model in status["missing_models"]]
     if len(counts) == 1:
         return ["; ".join(counts + notes)]
     lines = [f"{label}: {count}" for label, count in zip(_labels(status).values(), counts, strict=True)]

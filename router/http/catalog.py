@@ -96,9 +96,7 @@ class Catalog:
 
         None: the only model. Raises InvalidRequest where there are several, ModelNotFound, NoReplica.
         """
-        versions = self._by_name.get(name) if name is not None else self._only()
-        if versions is None:
-            versions = self._versions(name or "")
+        versions = self._only() if name is None else self._by_name.get(name) or self._versions(name)
         return versions[0] if len(versions) == 1 else self._share(versions, tenant, session)
 
     def _share(self, versions: Sequence[Serving], tenant: bytes, session: str | None) -> Serving:
@@ -120,7 +118,9 @@ class Catalog:
             raise InvalidRequest(
                 f"several models are served here: set model to {_either(names)}", param="model"
             )
-        return self._versions(names[0]) if names else self._nothing()
+        if not names:
+            raise _nothing()
+        return self._versions(names[0])
 
     def _versions(self, name: str) -> list[Serving]:
         versions = self._by_name.get(name)
@@ -132,16 +132,12 @@ class Catalog:
             )
         names = self._known
         if not names:
-            return self._nothing()
+            raise _nothing()
         raise ModelNotFound(f"the model {name!r} is not served here: ask for {_either(names)}", param="model")
 
     @property
     def _known(self) -> list[str]:
         return [*self._by_name, *self._missing]
-
-    @staticmethod
-    def _nothing() -> list[Serving]:
-        raise NoReplica("no model is served here now", retry_after_s=RETRY_AFTER_S)
 
     # All of them
 
@@ -168,7 +164,12 @@ class Catalog:
         models = tuple(
             ModelStatus(serving.served, serving.router.status()) for serving in self._servings.values()
         )
-        return ServiceStatus(self._router_id, self.ready, self._draining, models, self.deployment)
+        missing = tuple(self._missing.items())
+        return ServiceStatus(self._router_id, self.ready, self._draining, models, self.deployment, missing)
+
+
+def _nothing() -> NoReplica:
+    return NoReplica("no model is served here now", retry_after_s=RETRY_AFTER_S)
 
 
 def _point(tenant: bytes, session: str) -> float:

@@ -33,6 +33,7 @@ def status_json(status: ServiceStatus, version: str) -> dict[str, Any]:
         "draining": status.draining,
         "requests": sum(router.num_live_requests for router in routers),
         "waiting_requests": sum(router.num_waiting_requests for router in routers),
+        "missing_models": [{"name": name, "detail": detail} for name, detail in status.missing],
         "models": [_model_status_json(model) for model in status.models],
         "replicas": [
             _replica_json(model.served, replica)

@@ -31,8 +31,8 @@ class ModelVersion:
 
     @property
     def absence(self) -> str:
-        """Why it is not served."""
-        return "it is being loaded" if self.error is None else f"it cannot be loaded: {self.error}"
+        """Why it is not served, for clients: what is wrong with the files is the operator's business."""
+        return "it is being loaded" if self.error is None else "it could not be loaded"
 
     async def load(
         self,

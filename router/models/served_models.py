@@ -123,7 +123,7 @@ class ServedModels:
     async def meet(self, replica_id: str, incarnation: int) -> str:
         """Returns once this incarnation is sent requests: empty. Or once it is known that it will not be: why.
 
-        The membership may name it later than this is called. Whoever asks bounds how long that may take.
+        The membership may name it later than this is called: whoever asks bounds how long that may take.
         """
         await self._bell.until(lambda: self._info(replica_id, incarnation))
         return await self._bell.until(lambda: self._met(replica_id, incarnation))
@@ -140,7 +140,7 @@ class ServedModels:
         if version is None:
             return None
         if version.error is not None:
-            return f"the router {self._router_id} does not have its model: {version.absence}"
+            return f"{self._router_id} cannot load its model: {version.error}"
         return None if version.router is None else version.router.met(replica_id, incarnation)
 
     async def drain_replica(self, replica_id: str, deadline_s: float) -> bool:

@@ -189,7 +189,7 @@ def _convert_with_transformers(directory: Path) -> tokenizers.Tokenizer:
 
 
 def _decoder_names(backend: tokenizers.Tokenizer) -> list[str]:
-    decoder = json.loads(backend.to_str()).get("decoder") or {}
+    decoder = {} if backend.decoder is None else json.loads(backend.decoder.__getstate__())
     return [part["type"] for part in decoder.get("decoders", [decoder] if decoder else [])]
 
 

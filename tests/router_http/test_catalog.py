@@ -107,3 +107,4 @@ def test_a_name_that_is_being_loaded_is_told_apart_from_an_unknown_one(catalog: 
         catalog.pick("late")
     with pytest.raises(ModelNotFound, match="ask for 'm' or 'late'"):
         catalog.pick("other")
+    assert catalog.status().missing == (("late", "it is being loaded"),)

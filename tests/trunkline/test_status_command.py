@@ -31,7 +31,7 @@ def model(name: str, wanted: int, version: str = "v1", *, current: bool = True) 
 def status(
     models: list[dict[str, Any]], *replicas: dict[str, Any], deployment: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    return {"models": models, "replicas": list(replicas), "deployment": deployment}
+    return {"models": models, "missing_models": [], "replicas": list(replicas), "deployment": deployment}
 
 
 WORKERS = [{"rank": 0, "pid": 11, "node": "n" * 56}, {"rank": 1, "pid": 12, "node": "m"}]
@@ -193,3 +193,13 @@ def test_nobody_there_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> Non
         port = free.getsockname()[1]
     assert main(["status", "--url", f"http://127.0.0.1:{port}"]) == 2
     assert "nothing of Trunkline answers" in capsys.readouterr().err
+
+
+def test_a_model_that_a_router_could_not_load_is_named_and_not_ready(
+    url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = [{"name": "oak", "detail": "it could not be loaded"}]
+    answer = status([model("tiny", 1)], replica("replica-0")) | {"missing_models": missing}
+    monkeypatch.setattr(Router, "answers", answer)
+    assert main(["status", "--url", url, "--api-key", "right"]) == 1
+    assert "1 of 1 replicas are ready; oak is not here: it could not be loaded" in capsys.readouterr().out

@@ -66,11 +66,15 @@ async def test_a_successor_is_not_met_by_its_predecessors_connection(
     assert await meeting == ""
 
 
-async def test_a_replica_with_other_files_is_refused_with_the_reason(stage: Any, model: Any) -> None:
+async def test_a_replica_with_other_files_is_refused_with_the_reason(
+    stage: Any, model: Any, waits: Any
+) -> None:
     served = model()
     other = Identity("m", "other-digest", "tokenizer-digest")
+    await stage.follow(served)
+    meeting = await waits("a")
     await stage.follow(served, replicas=[await stage.replica(served, "a", identity=other)])
-    assert "model_digest differs" in await stage.models.meet("a", 1)
+    assert "model_digest differs" in await meeting
 
 
 async def test_a_refusal_of_the_predecessor_says_nothing_of_the_successor(
@@ -98,7 +102,27 @@ async def test_a_replica_whose_model_cannot_be_loaded_here_will_not_be_met(
     await stage.models.follow(Membership(2, (replica,), (model("good"), bad)))
     meeting = asyncio.create_task(stage.models.meet("a", 1))
     stage.reader.gates["bad-1"].set()
-    assert "router-0 does not have its model: it cannot be loaded: there is no bad-1" in await meeting
+    assert await meeting == "router-0 cannot load its model: there is no bad-1"
+
+
+async def test_a_model_that_its_predecessor_had_says_nothing_of_a_replica(
+    stage: Any, model: Any, waits: Any
+) -> None:
+    bad, good = model("m", "m-1"), model("m", "m-2")
+    stage.reader.broken.add("m-1")
+    await stage.follow(good)
+    await stage.follow_later(good, bad, replicas=[await stage.replica(bad, "a")])
+    meeting = await waits("a", 2)
+    await stage.follow(good, replicas=[await stage.replica(good, "a", incarnation=2)])
+    assert await meeting == ""
+
+
+async def test_a_core_cannot_tell_of_a_successor_before_it_has_heard_of_it(stage: Any, model: Any) -> None:
+    served = model()
+    await stage.follow(served, replicas=[await stage.replica(served, "a")])
+    assert await stage.models.meet("a", 1) == ""
+    assert stage.catalog.current("m").router.met("a", 2) is None
+    assert stage.catalog.current("m").router.met("b", 1) is None
 
 
 async def test_an_incarnation_that_was_replaced_will_not_be_met(stage: Any, model: Any) -> None:

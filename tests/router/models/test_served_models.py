@@ -91,13 +91,13 @@ async def test_what_cannot_be_loaded_later_is_never_picked(stage: Any, model: An
         assert stage.catalog.pick("m").served.version == "m-1"
 
 
-async def test_a_name_without_a_version_that_could_be_loaded_says_why(
+async def test_a_name_without_a_version_that_could_be_loaded_says_so(
     stage: Any, model: Any, eventually: Make
 ) -> None:
     stage.reader.broken.add("bad-1")
     await stage.follow(model("good"))
     await stage.follow_later(model("good"), model("bad"))
-    with pytest.raises(NoReplica, match="it cannot be loaded: there is no bad-1"):
+    with pytest.raises(NoReplica, match="the model 'bad' is not here: it could not be loaded"):
         stage.catalog.pick("bad")
 
 
