@@ -1,4 +1,4 @@
-"""Where a replica's workers go: one placement group a replica, one bundle a rank (bundle index = rank).
+"""Where a replica's workers go: one placement group a replica, one bundle a worker. Ranks follow from where they are.
 
 Groups are named and detached: otherwise Ray would remove them, and their workers, with the controller that made them.
 A group that does not fit stays pending, which is what Ray's autoscaler takes as demand for nodes.
@@ -17,6 +17,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from controller.model_config import WorkerResources
 from controller.names import group_name
+from protocol.membership import WorkerInfo
 
 
 def reserve(replica_id: str, incarnation: int, size: int, worker: WorkerResources) -> PlacementGroup:
@@ -69,6 +70,12 @@ def lacking(
             return f"waits for {amount:g} {name} on one node{rest}; the largest free is {largest:g}"
     asked = " and ".join(f"{amount:g} {name}" for name, amount in wanted.items())
     return f"waits for {asked} on one node{rest}, with the labels that it asks for"
+
+
+def rank_order(infos: Sequence[WorkerInfo]) -> list[int]:
+    """Places in `infos` by node, in the order of the bundles, and by device there: neighbours in rank are near."""
+    nodes = list(dict.fromkeys(info.node for info in infos))
+    return sorted(range(len(infos)), key=lambda place: (nodes.index(infos[place].node), infos[place].devices))
 
 
 async def release(group: PlacementGroup) -> None:

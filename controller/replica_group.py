@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -20,7 +22,7 @@ from controller.deaths import explain, process_died, start_failed
 from controller.log import log
 from controller.model_config import ModelConfig
 from controller.names import NAMESPACE, ActorName
-from controller.placement import at_rank, find_group, release, reserve, waits_for
+from controller.placement import at_rank, find_group, rank_order, release, reserve, waits_for
 from controller.processes import end_everywhere
 from controller.unit import StartFailed, Tell, UnitFacts
 from protocol.deployment_secrets import DeploymentSecrets
@@ -84,7 +86,8 @@ class ReplicaGroup:
                 found = await asyncio.gather(*(answer(worker.info.remote()) for worker in self._workers))
         except (ValueError, TimeoutError, RayError):
             return False
-        return tuple(found) == facts.workers
+        self._workers = [self._workers[place] for place in _by_rank(found)]
+        return tuple(sorted(found, key=lambda info: info.rank)) == facts.workers
 
     async def watch(self) -> str:
         death = asyncio.create_task(self._first_death())
@@ -188,9 +191,22 @@ class ReplicaGroup:
         try:
             while not (await asyncio.wait([infos], timeout=UNPLACED_AFTER_S))[0]:
                 tell(await asyncio.to_thread(waits_for, self._group) or "starts its workers")
-            return tuple(await infos)
+            return await self._ranked(await infos)
         finally:
             infos.cancel()
+
+    async def _ranked(self, infos: Sequence[WorkerInfo]) -> tuple[WorkerInfo, ...]:
+        """Ranks by where the workers have come to lie. An actor's name keeps the number that it was made with."""
+        order = rank_order(infos)
+        self._workers = [self._workers[place] for place in order]
+        await asyncio.gather(
+            *(
+                self._ask(rank, "take_rank", rank)
+                for rank, place in enumerate(order)
+                if rank != infos[place].rank
+            )
+        )
+        return tuple(replace(infos[place], rank=rank) for rank, place in enumerate(order))
 
     async def _start_ranks(self, tell: Tell) -> tuple[str, int]:
         """Every rank at once: they wait for each other inside."""
@@ -230,3 +246,7 @@ class ReplicaGroup:
         """A process that died outweighs a traceback, that a rank which merely ended; then the lower rank."""
         rank = min(ended, key=lambda rank: (not process_died(ended[rank]), ended[rank] is None, rank))
         return explain(f"rank {rank} of {self._replica_id}", ended[rank])
+
+
+def _by_rank(infos: Sequence[WorkerInfo]) -> list[int]:
+    return sorted(range(len(infos)), key=lambda place: infos[place].rank)

@@ -69,7 +69,9 @@ class DeploymentState:
 def _unit(record: dict[str, Any]) -> UnitRecord:
     facts, serves = record["facts"], record["serves"]
     if facts is not None:
-        workers = tuple(WorkerInfo(**worker) for worker in facts["workers"])
+        workers = tuple(
+            WorkerInfo(**{**worker, "devices": tuple(worker["devices"])}) for worker in facts["workers"]
+        )
         facts = UnitFacts(facts["host"], facts["port"], workers)
     served = None if serves is None else ServedModel(**serves)
     return UnitRecord(**{**record, "facts": facts, "serves": served})

@@ -18,6 +18,7 @@ class WorkerInfo:
     rank: int
     pid: int
     node: str
+    devices: tuple[int, ...] = ()  # GPUs of the node that are its own
 
 
 @dataclass(frozen=True, slots=True)

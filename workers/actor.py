@@ -7,6 +7,7 @@ It needs a `max_concurrency` of at least four: `run`, `start`, `loading` and `in
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import ray
 
@@ -17,14 +18,24 @@ from workers.worker_config import Rendezvous, WorkerAddress, WorkerConfig
 
 
 class WorkerActor:
+    """Made before anybody knows where it will run: `take_rank`, then everything else."""
+
     def __init__(self, config: WorkerConfig) -> None:
-        self._rank = config.rank
-        host: str = config.host or ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
-        self._worker = Worker(config, host)
+        self._config = config
+        self._worker: Worker
         self._loading = LoadProgress()
+        self.take_rank(config.rank)
 
     def info(self) -> WorkerInfo:
-        return WorkerInfo(self._rank, os.getpid(), ray.get_runtime_context().get_node_id())
+        devices = tuple(int(each) for each in ray.get_gpu_ids())
+        node: str = ray.get_runtime_context().get_node_id()
+        return WorkerInfo(self._config.rank, os.getpid(), node, devices)
+
+    def take_rank(self, rank: int) -> None:
+        """Another one than it was made with, before it starts."""
+        self._config = replace(self._config, rank=rank)
+        host: str = self._config.host or ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+        self._worker = Worker(self._config, host)
 
     def rendezvous(self) -> Rendezvous:
         return self._worker.rendezvous()

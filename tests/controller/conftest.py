@@ -65,9 +65,17 @@ class FakeWorkerActor:
         self._trace: str | None = None
 
     def info(self) -> WorkerInfo:
-        return WorkerInfo(self._config.rank, os.getpid(), ray.get_runtime_context().get_node_id())
+        """On the device of its number, or the other way round in a folder that says so."""
+        backwards = (self._directory / "backwards").exists()
+        place = int(ray.get_runtime_context().get_actor_name()[-1])
+        node = ray.get_runtime_context().get_node_id()
+        return WorkerInfo(self._config.rank, os.getpid(), node, (9 - place if backwards else place,))
+
+    def take_rank(self, rank: int) -> None:
+        self._config = replace(self._config, rank=rank)
 
     def rendezvous(self) -> Rendezvous:
+        assert self._config.rank == 0
         return Rendezvous("127.0.0.1", 1, 2)
 
     def start(self, rendezvous: Rendezvous | None) -> WorkerAddress | None:

@@ -13,7 +13,7 @@ from protocol.membership import Event, ServedModel, WorkerInfo
 
 
 def test_a_state_survives_its_storage() -> None:
-    facts = UnitFacts("10.0.0.1", 4000, (WorkerInfo(0, 12, "n"), WorkerInfo(1, 13, "n")))
+    facts = UnitFacts("10.0.0.1", 4000, (WorkerInfo(0, 12, "n", (3,)), WorkerInfo(1, 13, "n")))
     served = ServedModel("m", "/models/m", "v1", 2)
     replica = UnitRecord("replica-0", 3, facts, "a1", draining=True, serves=served)
     units = (replica, UnitRecord("router-0", 1))
@@ -33,7 +33,7 @@ def test_a_state_survives_its_storage() -> None:
 
 def test_a_states_secrets_are_not_shown() -> None:
     state = DeploymentState(build_config({}), DeploymentSecrets.generate())
-    assert "secret" not in repr(state)
+    assert "secrets=" not in repr(state) and "hello_key" not in repr(state)
 
 
 @pytest.mark.parametrize("name", [ActorName("replica-3", 12, 1), ActorName("router-0", 2)])

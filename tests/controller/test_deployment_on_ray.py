@@ -89,6 +89,18 @@ async def test_a_replica_is_a_placement_group_with_a_worker_a_rank(launch: Launc
     assert await worker.threads.remote() == "1"
 
 
+async def test_ranks_follow_the_devices_and_a_successor_finds_them_so(launch: Launch, tmp_path: Path) -> None:
+    (tmp_path / "backwards").touch()
+    deployment = launch(replicas=1, tensor_parallel_size=2)
+    before = (await until(deployment, is_ready)).replicas[0]
+    assert [(worker.rank, worker.devices) for worker in before.workers] == [(0, (8,)), (1, (9,))]
+    first: Any = ray.get_actor("replica-0.1.rank-1", NAMESPACE)
+    assert (await first.info.remote()).rank == 0
+    controller: Any = ray.get_actor(CONTROLLER, NAMESPACE)
+    os.kill(await controller.pid.remote(), signal.SIGKILL)
+    assert (await until(deployment, is_ready)).replicas[0] == before
+
+
 async def test_a_killed_rank_takes_its_replica_down_and_a_new_incarnation_comes(launch: Launch) -> None:
     deployment = launch(replicas=1, tensor_parallel_size=2)
     before = (await until(deployment, is_ready)).replicas[0]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from controller.placement import lacking
+from controller.placement import lacking, rank_order
+from protocol.membership import WorkerInfo
 
 BUNDLE = {"CPU": 4.0, "GPU": 1.0}
 
@@ -24,3 +25,19 @@ def test_without_nodes_nothing_is_free() -> None:
 def test_enough_of_everything_somewhere_is_not_enough_together() -> None:
     free = [{"CPU": 64.0}, {"GPU": 8.0}]
     assert lacking([BUNDLE], True, free).startswith("waits for 4 CPU and 1 GPU on one node")
+
+
+def test_ranks_go_by_node_and_by_device_there() -> None:
+    places = [("b", 1), ("a", 3), ("b", 0), ("a", 2), ("a", 10)]
+    infos = [WorkerInfo(rank, 1, node, (device,)) for rank, (node, device) in enumerate(places)]
+    assert [places[place] for place in rank_order(infos)] == [
+        ("b", 0),
+        ("b", 1),
+        ("a", 2),
+        ("a", 3),
+        ("a", 10),
+    ]
+
+
+def test_workers_without_devices_keep_their_order() -> None:
+    assert rank_order([WorkerInfo(rank, 1, "n") for rank in range(12)]) == list(range(12))
