@@ -13,6 +13,7 @@ import ray
 
 from protocol.membership import WorkerInfo
 from workers.load_progress import LoadProgress
+from workers.network import talk_over
 from workers.worker import Worker
 from workers.worker_config import Rendezvous, WorkerAddress, WorkerConfig
 
@@ -35,6 +36,7 @@ class WorkerActor:
         """Another one than it was made with, before it starts."""
         self._config = replace(self._config, rank=rank)
         host: str = self._config.host or ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+        talk_over(host)
         self._worker = Worker(self._config, host)
 
     def rendezvous(self) -> Rendezvous:
