@@ -1,10 +1,11 @@
-# install, serve, check, test, soak. CI runs exactly these.
+# install, serve, check, test, soak, test-gpu. CI runs exactly the first four.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+INTERPRETED := tests/kernels/gpu tests/workers/model/cuda
 
-.PHONY: install serve check test soak bench clean
+.PHONY: install serve check test soak test-gpu bench clean
 
 install: $(STAMP)
 
@@ -20,11 +21,17 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# Triton kernels run in its interpreter, which a process chooses before it imports them; the first call compiles them.
 test: check
 	$(BIN)/python -m pytest -m "not slow and not gpu and not multi_gpu" $(ARGS)
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -m "not slow and not gpu and not multi_gpu" $(INTERPRETED)
 
 soak: $(STAMP)
 	$(BIN)/python -m pytest -m "slow and not gpu and not multi_gpu" --timeout 1800 $(ARGS)
+
+# On a machine with a GPU.
+test-gpu: $(STAMP)
+	$(BIN)/python -m pytest $(INTERPRETED) $(ARGS)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/serving.py $(ARGS)
