@@ -75,6 +75,7 @@ class ModelConfig(Section):
     replicas: int = Field(default=2, ge=0, le=MOST_REPLICAS)
     autoscaling: Autoscaling | None = None
     tensor_parallel_size: int = Field(default=1, ge=1, le=64)
+    device: str = "auto"
     dtype: str = "auto"
     max_model_len: int | None = None
     block_size: int | None = None
@@ -85,6 +86,7 @@ class ModelConfig(Section):
     enable_prefix_caching: bool = True
     deterministic: bool = False
     async_scheduling: bool = False
+    enforce_eager: bool = False
     load_format: str = "auto"
     seed: int = 0
     worker: WorkerResources = WorkerResources()

@@ -67,7 +67,7 @@ class PagedAttention(Protocol):
     def run(
         self,
         q: Tensor,  # [tokens, q_heads, head_dim]
-        kv: Tensor,  # [2, kv_heads, num_blocks, block_size, head_dim]
+        kv: Tensor,  # a layer's pool, in the layout of the device
         plan: Any,
     ) -> Tensor:  # [tokens, q_heads · head_dim]
         ...

@@ -1,6 +1,6 @@
-"""Which implementation of each operator a device gets: decided once, when a runner starts, and passed on.
+"""Which implementation of each operator a CPU gets: decided once, when a runner starts, and passed on.
 
-Today every device gets plain torch. Triton's come in here with the same signatures.
+A GPU gets Triton's, with the same signatures, from `gpu/kernel_table.py`.
 """
 
 from __future__ import annotations

@@ -49,6 +49,8 @@ class LLM:
         deterministic: bool = False,
         async_scheduling: bool = False,
         tensor_parallel_size: int = 1,
+        device: str = "auto",
+        enforce_eager: bool = False,
         dtype: str = "auto",
         max_model_len: int | None = None,
         gpu_memory_utilization: float = 0.9,
@@ -63,6 +65,8 @@ class LLM:
         config = EngineConfig(
             model=model,
             tensor_parallel_size=tensor_parallel_size,
+            device=device,
+            enforce_eager=enforce_eager,
             dtype=dtype,
             max_model_len=max_model_len,
             block_size=block_size,

@@ -12,6 +12,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     engine = parser.add_argument_group("model and engine")
     engine.add_argument("--model", help="the same as MODEL (default: sapling)")
     engine.add_argument("--tensor-parallel-size", "-tp", type=int, metavar="N", help="workers of one replica")
+    engine.add_argument("--device", help="auto (a GPU where there is one), cpu or cuda")
     engine.add_argument("--dtype", help="auto, float32, bfloat16 or float16")
     engine.add_argument("--max-model-len", type=int, metavar="TOKENS", help="prompt and answer together")
     engine.add_argument("--block-size", type=int, metavar="TOKENS", help="of one block of KV")
@@ -37,12 +38,19 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="plan a step while a CPU computes the one before (default: no)",
     )
+    engine.add_argument(
+        "--enforce-eager",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="launch a GPU's kernels one by one instead of replaying graphs (default: no)",
+    )
     engine.add_argument("--seed", type=int, metavar="N", help="of dummy weights and unseeded sampling")
     engine.add_argument("--load-format", help="auto, safetensors or dummy")
 
 
 ENGINE_OPTIONS = (
     "tensor_parallel_size",
+    "device",
     "dtype",
     "max_model_len",
     "block_size",
@@ -53,6 +61,7 @@ ENGINE_OPTIONS = (
     "enable_prefix_caching",
     "deterministic",
     "async_scheduling",
+    "enforce_eager",
     "seed",
     "load_format",
 )

@@ -12,7 +12,9 @@ from protocol.tokens import pack_tokens
 from workers.background_runner import BackgroundRunner
 from workers.engine import Engine
 from workers.engine_config import EngineConfig
-from workers.model.cpu_runner import CpuRunner, RunnerConfig
+from workers.model.cpu_runner import CpuRunner
+from workers.model.devices import choose_device
+from workers.model.runner_config import RunnerConfig
 from workers.runner import Runner
 from workers.scheduling.scheduler import SchedulerConfig
 from workers.tensor_parallel import TensorParallelGroup
@@ -26,20 +28,31 @@ def build_runner(
     group: TensorParallelGroup,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Runner:
-    """This rank's share of the model, loaded. Raises UnsupportedModel, ModelNotFound, InvalidRequest."""
+    """This rank's share of the model, loaded, on the device that its group exchanges from.
+
+    Raises UnsupportedModel, ModelNotFound, InvalidRequest.
+    """
+    device = choose_device(config.device, group.rank)
     runner_config = RunnerConfig(
         directory=source.directory,
         dtype=config.dtype,
-        block_size=config.resolved_block_size,
+        block_size=config.block_size_on(device.type),
         max_model_len=config.max_model_len,
         kv_cache_memory_bytes=config.kv_cache_memory_bytes,
+        gpu_memory_utilization=config.gpu_memory_utilization,
+        enforce_eager=config.enforce_eager,
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
         deterministic=config.deterministic,
         load_format=config.load_format,
         seed=config.seed,
     )
-    return CpuRunner(runner_config, group, on_progress)
+    if device.type == "cpu":
+        return CpuRunner(runner_config, group, on_progress)
+    from workers.model.cuda.cuda_device import CudaDevice  # with its kernels it brings triton
+    from workers.model.cuda_runner import CudaRunner
+
+    return CudaRunner(runner_config, group, CudaDevice(device), on_progress)
 
 
 def build_engine(config: EngineConfig, runner: Runner, hash_secret: bytes) -> Engine:
@@ -48,7 +61,7 @@ def build_engine(config: EngineConfig, runner: Runner, hash_secret: bytes) -> En
         max_num_batched_tokens=config.max_num_batched_tokens,
         enable_prefix_caching=config.enable_prefix_caching,
     )
-    if config.async_scheduling:
+    if config.async_scheduling and runner.facts.max_in_flight == 1:
         runner = BackgroundRunner(runner)
     return Engine(runner, scheduler_config, BlockHasher(hash_secret, runner.facts.block_size))
 

@@ -11,7 +11,8 @@ from protocol.errors import InvalidRequest
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 LOAD_FORMATS = ("auto", "safetensors", "dummy")
-CPU_BLOCK_SIZE = 16
+DEVICES = ("auto", "cpu", "cuda")
+BLOCK_SIZES = {"cpu": 16, "cuda": 64}  # by themselves
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,7 @@ class EngineConfig:
     model: str = "sapling"
     served_model_name: str | None = None
     tensor_parallel_size: int = 1
+    device: str = "auto"  # a GPU where there is one
     dtype: str = "auto"
     max_model_len: int | None = None
     block_size: int | None = None
@@ -30,11 +32,13 @@ class EngineConfig:
     max_num_batched_tokens: int = 2048
     enable_prefix_caching: bool = True
     deterministic: bool = False  # outputs do not depend on batch, chunks or cache hits, bit for bit
-    async_scheduling: bool = False  # plan step N+1 while a CPU computes N; pays where steps are long
+    async_scheduling: bool = False  # plan step N+1 while a CPU computes N, as is always done with a GPU
+    enforce_eager: bool = False  # launch a GPU's kernels one by one instead of replaying graphs
     load_format: str = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:
+        _check(self.device in DEVICES, "device", f"must be one of {', '.join(DEVICES)}")
         _check(self.dtype in DTYPES, "dtype", f"must be one of {', '.join(DTYPES)}")
         _check(self.load_format in LOAD_FORMATS, "load_format", f"must be one of {', '.join(LOAD_FORMATS)}")
         _check(self.tensor_parallel_size >= 1, "tensor_parallel_size", "must be at least 1")
@@ -45,9 +49,9 @@ class EngineConfig:
             value = getattr(self, name)
             _check(value is None or value >= 1, name, "must be at least 1")
 
-    @property
-    def resolved_block_size(self) -> int:
-        return self.block_size or CPU_BLOCK_SIZE
+    def block_size_on(self, device_type: str) -> int:
+        """`device_type`: torch's word for it."""
+        return self.block_size or BLOCK_SIZES[device_type]
 
 
 def _check(holds: bool, option: str, rule: str) -> None:

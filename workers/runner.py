@@ -1,4 +1,5 @@
-"""What a device must do for the engine. `cpu_runner.py` implements it; a test's fake is a few lines.
+"""What a device must do for the engine. `model/cpu_runner.py` and `model/cuda_runner.py` do it;
+a test's fake is a few lines.
 
 A runner owns the weights, the pool's memory and the rows' lasting state. It knows blocks and rows, nothing of
 requests, digests or routers.

@@ -79,6 +79,7 @@ class Worker:
         self, source: ModelSource, rendezvous: Rendezvous | None, on_progress: Progress | None
     ) -> Runner:
         from workers.engine_builder import build_runner
+        from workers.model.devices import choose_device
         from workers.tensor_parallel import connect_group
 
         config = self._config
@@ -86,7 +87,13 @@ class Worker:
         size = config.engine.tensor_parallel_size
         host, port = (rendezvous.host, rendezvous.store_port) if rendezvous is not None else (self._host, 0)
         group = connect_group(
-            config.rank, size, host, port, config.start_timeout_s, in_rank_order=config.engine.deterministic
+            config.rank,
+            size,
+            host,
+            port,
+            config.start_timeout_s,
+            in_rank_order=config.engine.deterministic,
+            device=choose_device(config.engine.device, config.rank),
         )
         own = build_runner(config.engine, source, group, on_progress)
         if config.rank > 0 or self._listener is None:

@@ -11,7 +11,7 @@ from kernels.gpu.compilation import PINNED_OPTIONS, Compiled
 _BLOCK = 128  # deltas of a program, one for each thread
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["deltas_stride", "num_deltas"])  # else each is compiled thrice, in traffic
 def _apply_deltas_kernel(
     table_ptr,  # [rows, columns], written
     deltas_ptr,  # [3, num_deltas]: rows, columns, values

@@ -53,7 +53,7 @@ def _tile_places(num_rows, num_outputs, BLOCK_M: tl.constexpr, BLOCK_N: tl.const
     return tile_m * BLOCK_M + tl.arange(0, BLOCK_M), tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])  # one code for every number of rows
 def _fixed_order_matmul_kernel(
     x_ptr,  # [rows, features]
     x_scales_ptr,  # [rows] fp32, or None

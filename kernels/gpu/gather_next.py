@@ -19,7 +19,7 @@ from kernels.gpu.row_block import assert_packed
 _BLOCK = 128  # batch rows of a program, one for each thread
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch"])  # else each is compiled thrice, in traffic
 def _gather_next_kernel(
     rows_ptr,  # [batch], -1: padding
     newest_ptr,  # [rows]
@@ -79,7 +79,7 @@ def gather_next(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch"])  # else each is compiled thrice, in traffic
 def _keep_newest_kernel(
     drawn_ptr,  # [batch]
     rows_ptr,  # [batch], -1: padding

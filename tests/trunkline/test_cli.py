@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import inspect
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from controller.config import DeploymentConfig
 from controller.config_file import build_config
+from controller.model_config import ModelConfig
 from protocol.errors import InvalidRequest
+from trunkline import LLM
 from trunkline.cli import build_parser, main
 from trunkline.generate import sampling_from
+from trunkline.model_options import ENGINE_OPTIONS
 from trunkline.serve import check_port, config_from, with_all_cores
+from workers.engine_config import EngineConfig
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +56,13 @@ def test_options_of_serve_reach_the_configuration() -> None:
     assert (model.model, model.name, model.replicas, model.tensor_parallel_size) == ("m", "name", 3, 2)
     assert (model.enable_prefix_caching, model.max_model_len, model.worker.num_cpus) == (False, 99, 2.0)
     assert (made.api_keys, made.drain_timeout_s, made.routers.port) == (("a", "b"), 1.5, 1)
+
+
+def test_every_option_of_the_engine_can_be_given_everywhere() -> None:
+    options = {each.name for each in fields(EngineConfig)}
+    assert options <= set(ModelConfig.model_fields)
+    assert options - set(inspect.signature(LLM).parameters) == {"served_model_name"}
+    assert options - set(ENGINE_OPTIONS) == {"model", "served_model_name"}
 
 
 def test_options_go_before_the_file(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Where a model's tensors come from, and which of the three kinds of checkpoint a directory is.
 
-Called by `cpu_runner.py`, read by `weights.py`. Safetensors go before pickled files where there are both.
+Called by the runners, read by `weights.py`. Safetensors go before pickled files where there are both.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from protocol.model_files import WeightFormat, require_weights
@@ -34,10 +35,15 @@ class Checkpoint(Protocol):
     def close(self) -> None: ...
 
 
-def open_checkpoint(directory: Path, load_format: str, seed: int) -> Checkpoint:
-    """Raises ModelNotFound where there are no weights, UnsupportedModel where they cannot be read."""
+def open_checkpoint(
+    directory: Path, load_format: str, seed: int, device: torch.device | str = "cpu"
+) -> Checkpoint:
+    """`device`: where noise is made.
+
+    Raises ModelNotFound where there are no weights, UnsupportedModel where they cannot be read.
+    """
     if load_format == "dummy":
-        return DummyCheckpoint(seed)
+        return DummyCheckpoint(seed, device)
     wanted = (WeightFormat.SAFETENSORS,) if load_format == "safetensors" else tuple(WeightFormat)
     files = require_weights(directory, wanted)
     if files.format is WeightFormat.PICKLE:

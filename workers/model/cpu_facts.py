@@ -21,13 +21,18 @@ _BF16_FROM_HIDDEN_SIZE = 512
 def choose_dtype(name: str, spec: ModelSpec) -> torch.dtype:
     """`auto`: bf16 where the CPU computes in it and the model is large enough to gain from it, else fp32."""
     if name != "auto":
-        if name not in _DTYPES:
-            known = ", ".join(("auto", *_DTYPES))
-            raise InvalidRequest(f"dtype must be one of {known}, not {name!r}", param="dtype")
-        return _DTYPES[name]
+        return named_dtype(name)
     if spec.hidden_size < _BF16_FROM_HIDDEN_SIZE or not _computes_in_bf16():
         return torch.float32
     return torch.bfloat16
+
+
+def named_dtype(name: str) -> torch.dtype:
+    """Raises InvalidRequest for a name that is none."""
+    if name not in _DTYPES:
+        known = ", ".join(("auto", *_DTYPES))
+        raise InvalidRequest(f"dtype must be one of {known}, not {name!r}", param="dtype")
+    return _DTYPES[name]
 
 
 def default_pool_bytes() -> int:

@@ -6,32 +6,32 @@ draws tokens.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import chain
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from kernels.dispatch import kv_shape, select_kernels
-from protocol.errors import InvalidRequest
-from protocol.messages import TokenLogprob
 from workers.model.attention_variants import distinct, layer_variants
 from workers.model.checkpoint import open_checkpoint
 from workers.model.cpu_facts import choose_dtype, default_pool_bytes
 from workers.model.decoder import Decoder
-from workers.model.families.registry import find_family
-from workers.model.hf_config import read_config, read_eos_token_ids
-from workers.model.model_spec import ModelSpec
-from workers.model.prompt_scores import PromptScores, ScoredChunk
+from workers.model.model_description import (
+    ModelDescription,
+    blocks_for,
+    describe_model,
+    pool_facts,
+    useful_blocks,
+)
+from workers.model.prompt_scores import score_chunks
 from workers.model.rotary import RotaryTables
+from workers.model.row_states import RowStates
 from workers.model.runner_config import RunnerConfig
 from workers.model.sampler import Drawn, Sampler
 from workers.model.step_batch import BlockTables, RowLayout, build_batch, lay_out
-from workers.model.weight_layout import check_divides, decoder_layout
 from workers.model.weights import load_weights
 from workers.runner import RunnerFacts
 from workers.step_plan import SampledTokens, StepPlan
@@ -39,10 +39,7 @@ from workers.tensor_parallel import TensorParallelGroup
 
 __all__ = ["CpuRunner", "RunnerConfig"]
 
-log = logging.getLogger(__name__)
-
 _NOTHING = SampledTokens()
-_MAX_SCORED_TOKENS = 256  # whose logits exist at a time
 
 
 class CpuRunner:
@@ -54,36 +51,33 @@ class CpuRunner:
         group: TensorParallelGroup,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        hf_config = read_config(config.directory)
-        family = find_family(hf_config)
-        spec = family.spec(hf_config)
-        check_divides(spec, group.size)
-        dtype = choose_dtype(config.dtype, spec)
+        model = describe_model(config, group, choose_dtype)
+        spec, dtype = model.spec, model.dtype
         self._group = group
-        self._facts = _facts(config, spec, dtype, group, read_eos_token_ids(config.directory, hf_config))
+        self._facts = _facts(config, model, group)
         num_positions = self._facts.max_model_len
         variants = layer_variants(spec, group.shard, num_positions)
-        token_elements = 2 * spec.kv_heads_per_rank(group.size) * spec.head_dim
+        token_elements = 2 * model.kv_heads * spec.head_dim
         self._kernels = select_kernels(
             dtype, config.block_size, token_elements, distinct(variants), config.deterministic
         )
         with torch.inference_mode():
             weights = load_weights(
                 open_checkpoint(config.directory, config.load_format, config.seed),
-                decoder_layout(spec, family.names(hf_config)),
+                model.layout,
                 group.shard,
                 dtype,
                 self._kernels.pack_linear,
                 on_progress,
             )
             rotary = RotaryTables(spec.rotaries, spec.head_dim, num_positions, dtype)
-            self._pool = _allocate(spec, self._facts, dtype, group)
+            self._pool = _allocate(model, self._facts)
         self._decoder = Decoder(spec, weights, variants, rotary, self._kernels, group)
-        self._tables = BlockTables(
-            config.max_num_seqs, _blocks_for(self._facts.max_model_len, config.block_size)
+        self._rows = RowStates(
+            BlockTables(config.max_num_seqs, blocks_for(num_positions, config.block_size)),
+            Sampler(spec.vocab_size, self._facts.eos_token_ids, config.max_num_seqs),
+            draws=group.rank == 0,
         )
-        self._sampler = Sampler(spec.vocab_size, self._facts.eos_token_ids, config.max_num_seqs)
-        self._scores = PromptScores()
         self._last_tokens = np.zeros(config.max_num_seqs, np.int64)  # of each row, the one drawn last
 
     @property
@@ -93,16 +87,17 @@ class CpuRunner:
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> SampledTokens:
         """Runs the step before it returns: a CPU has no stream to leave it to."""
-        self._apply_changes(plan)
+        self._rows.apply(plan)
+        self._copy_blocks(plan)
         layout = lay_out(plan)
-        scored = self._scores.chunks(plan, layout)
+        scored = self._rows.scores.chunks(plan, layout)
         wanted = np.concatenate([layout.last_places, *(chunk.places for chunk in scored)])
         batch = build_batch(
             plan,
             layout,
             wanted,
             self._last_tokens,
-            self._tables,
+            self._rows.tables,
             self._kernels.attentions,
             self._facts.block_size,
         )
@@ -110,7 +105,8 @@ class CpuRunner:
         if hidden is None:
             return _NOTHING
         drawn = self._draw(hidden[: plan.num_drawn], layout)
-        return replace(drawn, prompt_logprobs=self._score(hidden[plan.num_drawn :], scored))
+        scores = score_chunks(hidden[plan.num_drawn :], scored, self._decoder.logits, self._rows.sampler)
+        return replace(drawn, prompt_logprobs=scores)
 
     def _draw(self, hidden: Tensor, layout: RowLayout) -> SampledTokens:
         """One token for each row of `hidden` [samples, hidden]; all ranks know them, for the next step to feed."""
@@ -121,107 +117,35 @@ class CpuRunner:
             drawn = Drawn(torch.empty(len(hidden), dtype=torch.int64))
         else:
             rows, positions = torch.from_numpy(layout.drawn_rows), torch.from_numpy(layout.drawn_positions)
-            drawn = self._sampler.sample(logits, rows, positions)
+            drawn = self._rows.sampler.sample(logits, rows, positions)
         self._last_tokens[layout.drawn_rows] = self._group.broadcast(drawn.token_ids).numpy()
         return SampledTokens(drawn.token_ids.tolist(), drawn.logprobs) if self._group.rank == 0 else _NOTHING
 
-    def _score(self, hidden: Tensor, scored: list[ScoredChunk]) -> dict[int, tuple[TokenLogprob, ...]]:
-        """Slice by slice, because a chunk's logits are larger than everything else in a step."""
-        found: dict[int, tuple[TokenLogprob, ...]] = {}
-        for chunk in scored:
-            own, hidden = hidden[: len(chunk.places)], hidden[len(chunk.places) :]
-            parts = []
-            for part, next_tokens in zip(
-                torch.split(own, _MAX_SCORED_TOKENS),
-                torch.split(chunk.next_tokens, _MAX_SCORED_TOKENS),
-                strict=True,
-            ):
-                logits = self._decoder.logits(part)
-                if logits is not None:
-                    parts.append(self._sampler.score(logits, next_tokens, chunk.num_alternatives))
-            found[chunk.index] = tuple(chain.from_iterable(parts))
-        return found
+    def _copy_blocks(self, plan: StepPlan) -> None:
+        if plan.copies:
+            sources, destinations = torch.tensor(plan.copies).unbind(1)
+            for kv in self._pool:
+                self._kernels.copy_blocks(kv, sources, destinations)
 
     def close(self) -> None:
         self._group.close()
         self._pool.clear()
 
-    def _apply_changes(self, plan: StepPlan) -> None:
-        for row in plan.ends:
-            self._sampler.end(row)
-            self._scores.end(row)
-            self._tables.clear(row)
-        for start in plan.starts:
-            self._tables.clear(start.row)
-            self._scores.start(start)
-            if self._group.rank == 0:
-                self._sampler.start(start)
-        if plan.copies:
-            sources, destinations = torch.tensor(plan.copies).unbind(1)
-            for kv in self._pool:
-                self._kernels.copy_blocks(kv, sources, destinations)
-        for row, new_blocks in plan.grown:
-            self._tables.append(row, new_blocks)
+
+def _facts(config: RunnerConfig, model: ModelDescription, group: TensorParallelGroup) -> RunnerFacts:
+    asked = config.kv_cache_memory_bytes
+    pool_bytes = default_pool_bytes() if asked is None else asked
+    most = useful_blocks(config, model)
+    return pool_facts(config, model, group, pool_bytes, most, "raise kv_cache_memory_bytes")
 
 
-def _facts(
-    config: RunnerConfig,
-    spec: ModelSpec,
-    dtype: torch.dtype,
-    group: TensorParallelGroup,
-    eos_token_ids: tuple[int, ...],
-) -> RunnerFacts:
-    """Equal on all ranks: the one with the least memory decides."""
-    asked, block_size = config.max_model_len, config.block_size
-    if asked is not None and asked > spec.max_positions:
-        raise InvalidRequest(
-            f"max_model_len {asked} is over the model's {spec.max_positions} positions", param="max_model_len"
-        )
-    length = asked or spec.default_positions or spec.max_positions
-    if asked is None and length < spec.max_positions and group.rank == 0:
-        log.warning(
-            "the context is %d tokens; max_model_len may ask for up to %d, which this model's rotary scaling reaches by"
-            " reading short texts otherwise",
-            length,
-            spec.max_positions,
-        )
-    block_bytes = _block_bytes(config, spec, dtype, group)
-    pool_bytes = (
-        default_pool_bytes() if config.kv_cache_memory_bytes is None else config.kv_cache_memory_bytes
-    )
-    useful = config.max_num_seqs * _blocks_for(length, block_size) + 1  # and the null block
-    num_blocks = group.minimum(min(pool_bytes // block_bytes, useful))
-    possible = max(num_blocks - 1, 0) * block_size
-    if possible < length and (asked is not None or possible == 0):
-        raise InvalidRequest(
-            f"one sequence of {length} tokens needs {(_blocks_for(length, block_size) + 1) * block_bytes} bytes of KV"
-            f" memory, and {num_blocks * block_bytes} are there: lower max_model_len or raise kv_cache_memory_bytes",
-            param="max_model_len",
-        )
-    return RunnerFacts(num_blocks, block_size, min(length, possible), spec.vocab_size, eos_token_ids)
-
-
-def _block_bytes(
-    config: RunnerConfig, spec: ModelSpec, dtype: torch.dtype, group: TensorParallelGroup
-) -> int:
-    """Of one block on this rank, over all layers."""
-    kv_heads = spec.kv_heads_per_rank(group.size)
-    return 2 * spec.num_layers * config.block_size * kv_heads * spec.head_dim * dtype.itemsize
-
-
-def _allocate(
-    spec: ModelSpec, facts: RunnerFacts, dtype: torch.dtype, group: TensorParallelGroup
-) -> list[Tensor]:
+def _allocate(model: ModelDescription, facts: RunnerFacts) -> list[Tensor]:
     """One tensor a layer, of zeros, which are finite where a mask hides them.
 
     numpy takes them from the system as they are, so a block costs no memory until it is written; torch would write
     every one of them, half a second a GiB.
     """
-    shape = kv_shape(facts.num_blocks, facts.block_size, spec.kv_heads_per_rank(group.size), spec.head_dim)
-    num_bytes = math.prod(shape) * dtype.itemsize
-    flat = [torch.from_numpy(np.zeros(num_bytes, np.uint8)) for _ in range(spec.num_layers)]
-    return [each.view(dtype).view(shape) for each in flat]
-
-
-def _blocks_for(num_tokens: int, block_size: int) -> int:
-    return -(-num_tokens // block_size)
+    shape = kv_shape(facts.num_blocks, facts.block_size, model.kv_heads, model.spec.head_dim)
+    num_bytes = math.prod(shape) * model.dtype.itemsize
+    flat = [torch.from_numpy(np.zeros(num_bytes, np.uint8)) for _ in range(model.spec.num_layers)]
+    return [each.view(model.dtype).view(shape) for each in flat]

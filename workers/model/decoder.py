@@ -1,6 +1,6 @@
 """The decoder's body: one forward pass over a step's tokens, on one rank's part of the heads and features.
 
-Called by `cpu_runner.py`. Knows blocks only as slots and as attention plans, and nothing of requests. What sets one
+Called by the runners. Knows blocks only as slots and as attention plans, and nothing of requests. What sets one
 model apart from another is built into its layers.
 """
 
@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
+from kernels.attention_variant import AttentionVariant
 from kernels.dispatch import Kernels
-from kernels.paged_attention import AttentionPlan, AttentionVariant
 from workers.model.decoder_layers import LayerMaker
 from workers.model.embedding import Embedding, LogitsHead
 from workers.model.model_spec import ModelSpec
@@ -28,8 +29,10 @@ class ForwardBatch:
     token_ids: Tensor  # [tokens] int64
     positions: Tensor  # [tokens] int64
     slots: Tensor  # [tokens] int64: block · block_size + offset
-    attention: tuple[AttentionPlan, ...]  # one per attention of the kernels
-    wanted: Tensor  # [wanted] int64: the tokens after which one is drawn or scored
+    attention: tuple[Any, ...]  # the plans of the kernels' attentions, one each
+    wanted: (
+        Tensor | None
+    )  # [wanted] int64: the tokens after which one is drawn or scored; None: all, in their order
 
 
 class Decoder:
@@ -54,18 +57,24 @@ class Decoder:
         turns = self._rotary.at(batch.positions)
         residual = self._embedding(batch.token_ids, batch.positions)
         normed = self._first_norm(residual)
-        last = len(self._layers) - 1
+        last, wanted = len(self._layers) - 1, batch.wanted
         for index, layer in enumerate(self._layers):
             kv = pool[index]
             q = layer.attention.project(normed, turns, batch.slots, kv)
-            if index == last and not len(batch.wanted):
+            if index == last and wanted is not None and not len(wanted):
                 return None  # a chunk that draws nothing has done its work: its KV is written
             out = layer.attention.attend(q, kv, batch.attention)
-            if index == last:  # behind the last attention only the wanted tokens' rows matter
-                out, normed, residual = (each[batch.wanted] for each in (out, normed, residual))
+            if (
+                index == last and wanted is not None
+            ):  # behind the last attention only these tokens' rows matter
+                out, normed, residual = (each[wanted] for each in (out, normed, residual))
             normed, residual = layer.mix(out, normed, residual)
         return normed
 
     def logits(self, normed: Tensor) -> Tensor | None:
         """Of rows [tokens, hidden] that `forward` gave: [tokens, vocabulary] on rank 0, None elsewhere."""
         return self._head(normed)
+
+    def logits_part(self, normed: Tensor) -> tuple[Tensor, int]:
+        """This rank's tokens of the vocabulary alone, without an exchange: [tokens, of this rank], and the first id."""
+        return self._head.part(normed)

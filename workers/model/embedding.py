@@ -49,12 +49,19 @@ class LogitsHead:
         self._group = group
 
     def __call__(self, normed: Tensor) -> Tensor | None:  # [samples, hidden] -> [samples, vocabulary]
-        if self._project is not None:
-            normed = self._project(normed)
-        gathered = self._group.gather(self._lm_head(normed))
-        if gathered is None:
-            return None
-        logits = gathered[:, : self._vocab_size]
+        gathered = self._group.gather(self._padded_part(normed))
+        return None if gathered is None else self._capped(gathered[:, : self._vocab_size])
+
+    def part(self, normed: Tensor) -> tuple[Tensor, int]:
+        """[samples, hidden] -> [samples, tokens of this rank], and the first of them."""
+        logits = self._padded_part(normed)
+        first = self._group.rank * logits.shape[1]
+        return self._capped(logits[:, : max(self._vocab_size - first, 0)]), first
+
+    def _padded_part(self, normed: Tensor) -> Tensor:
+        return self._lm_head(normed if self._project is None else self._project(normed))
+
+    def _capped(self, logits: Tensor) -> Tensor:
         if self._softcap is None:
             return logits
         return logits.float().div_(self._softcap).tanh_().mul_(self._softcap)

@@ -1,18 +1,24 @@
 """Which prompt tokens a step has to score, for the rows whose requests asked for `prompt_logprobs`.
 
-Used by `cpu_runner.py`: a chunk's token at position p tells how likely the prompt's token at p + 1 was.
+Used by the runners: a chunk's token at position p tells how likely the prompt's token at p + 1 was.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from protocol.messages import TokenLogprob
+from workers.model.sampler import Sampler
 from workers.model.step_batch import Numbers, RowLayout
 from workers.step_plan import RowStart, StepPlan
+
+_MAX_SCORED_TOKENS = 256  # whose logits exist at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,3 +62,26 @@ class PromptScores:
             places = layout.begins[plan.num_decodes + index] + np.arange(len(next_tokens))
             found.append(ScoredChunk(index, places, torch.from_numpy(next_tokens), row.num_alternatives))
         return found
+
+
+def score_chunks(
+    hidden: Tensor,  # [places of all chunks, hidden]
+    scored: Sequence[ScoredChunk],
+    compute_logits: Callable[[Tensor], Tensor | None],  # called on every rank alike; logits on rank 0
+    sampler: Sampler,
+) -> dict[int, tuple[TokenLogprob, ...]]:
+    """By index of the plan's chunks. Slice by slice, because a chunk's logits are larger than all else in a step."""
+    found: dict[int, tuple[TokenLogprob, ...]] = {}
+    for chunk in scored:
+        own, hidden = hidden[: len(chunk.places)], hidden[len(chunk.places) :]
+        parts = []
+        for part, next_tokens in zip(
+            torch.split(own, _MAX_SCORED_TOKENS),
+            torch.split(chunk.next_tokens, _MAX_SCORED_TOKENS),
+            strict=True,
+        ):
+            logits = compute_logits(part)
+            if logits is not None:
+                parts.append(sampler.score(logits, next_tokens, chunk.num_alternatives))
+        found[chunk.index] = tuple(chain.from_iterable(parts))
+    return found

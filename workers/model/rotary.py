@@ -22,11 +22,16 @@ class RotaryTables:
     """One per way in which a model's layers turn."""
 
     def __init__(
-        self, specs: Sequence[RotarySpec], head_dim: int, num_positions: int, dtype: torch.dtype
+        self,
+        specs: Sequence[RotarySpec],
+        head_dim: int,
+        num_positions: int,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
     ) -> None:
         """`num_positions` is the served context, by which some scalings decide."""
         self._specs = tuple(specs)
-        self._tables = [rotary_table(spec, head_dim, num_positions, dtype) for spec in specs]
+        self._tables = [rotary_table(spec, head_dim, num_positions, dtype).to(device) for spec in specs]
 
     def index(self, spec: RotarySpec) -> int:
         """Of its cosines and sines among what `at` returns."""

@@ -15,6 +15,8 @@ class RunnerConfig:
     block_size: int = 16  # tokens
     max_model_len: int | None = None  # tokens
     kv_cache_memory_bytes: int | None = None  # of this rank
+    gpu_memory_utilization: float = 0.9  # of a GPU's memory, for everything
+    enforce_eager: bool = False  # no graphs
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 2048
     deterministic: bool = False

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import Tensor
 
 from kernels.dispatch import Kernels
 from kernels.linear import Linear
-from kernels.paged_attention import AttentionPlan
 
 Prepare = Callable[[Tensor], object]  # changes [tokens, q_heads + 2 · kv_heads, head_dim] in place
 
@@ -52,7 +52,7 @@ class SelfAttention:
         normed: Tensor,  # [tokens, hidden]
         turns: Sequence[tuple[Tensor, ...]],  # (cos, sin) of every rotary table, each [tokens, 1, dims]
         slots: Tensor,  # [tokens] int64
-        kv: Tensor,  # [2, kv_heads, num_blocks, block_size, head_dim], written
+        kv: Tensor,  # the layer's pool, see `kernels.dispatch.kv_shape`; written
     ) -> Tensor:  # [tokens, q_heads, head_dim]
         """Queries; keys and values go to the pool."""
         qkv = self._qkv(normed).view(normed.shape[0], -1, self._head_dim)
@@ -65,9 +65,7 @@ class SelfAttention:
             self._rope_kv_write(qkv, cos, sin, kv, slots)
         return qkv[:, : self._num_heads]
 
-    def attend(
-        self, q: Tensor, kv: Tensor, plans: Sequence[AttentionPlan]
-    ) -> Tensor:  # [tokens, q_heads · head_dim]
+    def attend(self, q: Tensor, kv: Tensor, plans: Sequence[Any]) -> Tensor:  # [tokens, q_heads · head_dim]
         return self._attention.run(q, kv, plans[self._variant])
 
 

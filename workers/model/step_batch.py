@@ -41,6 +41,10 @@ class BlockTables:
     def length(self, row: int) -> int:
         return self._lengths[row]
 
+    def slots(self, rows: Numbers, positions: Numbers, block_size: int) -> Numbers:
+        """Where in the pool the tokens of these rows at these positions lie."""
+        return self.array[rows, positions // block_size] * block_size + positions % block_size
+
 
 @dataclass(frozen=True, slots=True)
 class RowLayout:
@@ -70,9 +74,9 @@ class RowLayout:
 
 def lay_out(plan: StepPlan) -> RowLayout:
     num_decodes, chunks = plan.num_decodes, plan.chunks
-    rows = np.concatenate([_column(plan.decode_rows), np.array([each.row for each in chunks], np.int64)])
+    rows = np.concatenate([column_of(plan.decode_rows), np.array([each.row for each in chunks], np.int64)])
     starts = np.concatenate(
-        [_column(plan.decode_starts), np.array([each.start for each in chunks], np.int64)]
+        [column_of(plan.decode_starts), np.array([each.start for each in chunks], np.int64)]
     )
     counts = np.ones(len(rows), np.int64)
     counts[num_decodes:] = [each.num_tokens for each in chunks]
@@ -84,6 +88,15 @@ def lay_out(plan: StepPlan) -> RowLayout:
     return RowLayout(rows, starts, counts, begins, order, drawing)
 
 
+@dataclass(frozen=True, slots=True)
+class TokenColumns:
+    """Every token of a step, in the batch's order."""
+
+    token_ids: Numbers
+    positions: Numbers
+    slots: Numbers
+
+
 def build_batch(
     plan: StepPlan,
     layout: RowLayout,
@@ -93,22 +106,33 @@ def build_batch(
     attentions: Sequence[PagedAttention],
     block_size: int,
 ) -> ForwardBatch:
-    order, rows = layout.order, layout.rows
+    order = layout.order
     columns = zip(
-        rows[order].tolist(), layout.starts[order].tolist(), layout.counts[order].tolist(), strict=True
+        layout.rows[order].tolist(), layout.starts[order].tolist(), layout.counts[order].tolist(), strict=True
     )
     queries = [QueryRow(*column) for column in columns]
-    counts = layout.counts[order]
-    token_rows = np.repeat(rows[order], counts)
-    positions = np.repeat(layout.starts[order] - layout.begins[order], counts) + np.arange(counts.sum())
-    blocks = tables.array[token_rows, positions // block_size]
+    tokens = token_columns(plan, layout, last_tokens, tables, block_size)
     return ForwardBatch(
-        token_ids=torch.from_numpy(_token_ids(plan, layout, last_tokens)),
-        positions=torch.from_numpy(positions),
-        slots=torch.from_numpy(blocks * block_size + positions % block_size),
+        token_ids=torch.from_numpy(tokens.token_ids),
+        positions=torch.from_numpy(tokens.positions),
+        slots=torch.from_numpy(tokens.slots),
         attention=tuple(each.plan(queries, tables.tensor) for each in attentions),
         wanted=torch.from_numpy(wanted),
     )
+
+
+def token_columns(
+    plan: StepPlan,
+    layout: RowLayout,
+    last_tokens: Numbers,  # [rows]: the newest token of each, or what stands for it
+    tables: BlockTables,
+    block_size: int,
+) -> TokenColumns:
+    order, counts = layout.order, layout.counts[layout.order]
+    token_rows = np.repeat(layout.rows[order], counts)
+    positions = np.repeat(layout.starts[order] - layout.begins[order], counts) + np.arange(counts.sum())
+    slots = tables.slots(token_rows, positions, block_size)
+    return TokenColumns(_token_ids(plan, layout, last_tokens), positions, slots)
 
 
 def _token_ids(plan: StepPlan, layout: RowLayout, last_tokens: Numbers) -> Numbers:
@@ -116,9 +140,10 @@ def _token_ids(plan: StepPlan, layout: RowLayout, last_tokens: Numbers) -> Numbe
     num_decodes = plan.num_decodes
     token_ids[layout.begins[:num_decodes]] = last_tokens[layout.rows[:num_decodes]]
     for chunk, begin in zip(plan.chunks, layout.begins[num_decodes:].tolist(), strict=True):
-        token_ids[begin : begin + chunk.num_tokens] = _column(chunk.token_ids)
+        token_ids[begin : begin + chunk.num_tokens] = column_of(chunk.token_ids)
     return token_ids
 
 
-def _column(packed: bytes) -> Numbers:
+def column_of(packed: bytes) -> Numbers:
+    """A plan's packed int32."""
     return np.frombuffer(packed, "<i4").astype(np.int64)

@@ -1,6 +1,6 @@
 """Loads one rank's weights: tensor by tensor from the checkpoint, straight into the fused, packed form they run in.
 
-Called by `cpu_runner.py` once, at its start. At no time does more than one linear layer exist twice.
+Called by the runners once, at their start. At no time does more than one linear layer exist twice.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from workers.shard import Shard
 
 PackLinear = Callable[[Tensor, Tensor | None], Linear]
 Progress = Callable[[int, int], None]  # tensors loaded, tensors in all
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +81,16 @@ def load_weights(
     dtype: torch.dtype,
     pack: PackLinear,
     on_progress: Progress | None = None,
+    device: torch.device = _CPU,
 ) -> DecoderWeights:
-    """Closes the checkpoint. Raises UnsupportedModel naming tensors that are missing, misshapen or left over."""
+    """Each tensor goes from its file straight to its place on the device. Closes the checkpoint.
+
+    Raises UnsupportedModel naming tensors that are missing, misshapen or left over.
+    """
     pieces = list(layout.pieces())
     with closing(checkpoint):
         checkpoint.check(pieces, layout.ignored, layout.prefix)
-        return _Loader(checkpoint, shard, dtype, pack, len(pieces), on_progress).decoder(layout)
+        return _Loader(checkpoint, shard, dtype, pack, len(pieces), on_progress, device).decoder(layout)
 
 
 class _Loader:
@@ -97,6 +102,7 @@ class _Loader:
         pack: PackLinear,
         num_pieces: int,
         on_progress: Progress | None,
+        device: torch.device,
     ) -> None:
         self._checkpoint = checkpoint
         self._shard = shard
@@ -105,6 +111,7 @@ class _Loader:
         self._num_pieces = num_pieces
         self._num_loaded = 0
         self._on_progress = on_progress
+        self._device = device
 
     def decoder(self, layout: DecoderLayout) -> DecoderWeights:
         embedding = self._tensor(layout.embedding)
@@ -143,9 +150,9 @@ class _Loader:
         if layout is None:
             return None
         if layout.weight is None:
-            return NormWeights(torch.ones(layout.size, dtype=self._dtype), None)
+            return NormWeights(torch.ones(layout.size, dtype=self._dtype, device=self._device), None)
         weight = self._read(layout.weight).float()
-        weight = (weight + 1.0 if layout.spec.one_plus else weight).to(self._dtype, copy=True)
+        weight = (weight + 1.0 if layout.spec.one_plus else weight).to(self._device, self._dtype, copy=True)
         return NormWeights(weight, None if layout.bias is None else self._tensor(layout.bias))
 
     def _linear(self, layout: LinearLayout) -> Linear:
@@ -176,13 +183,19 @@ class _Loader:
 
     def _filled(self, pieces: tuple[Piece, ...], num_rows: int) -> Tensor:
         """Each piece copied once to its place; what they leave free at the end is zero."""
-        fused = empty_pages((num_rows, *pieces[0].part_shape(self._shard)[1:]), self._dtype)
+        shape = (num_rows, *pieces[0].part_shape(self._shard)[1:])
+        fused = self._empty(shape)
         end = 0
         for piece in pieces:
             start, end = end, end + piece.part_shape(self._shard)[0]
             fused[start:end].copy_(self._read(piece))
         fused[end:].zero_()
         return fused
+
+    def _empty(self, shape: tuple[int, ...]) -> Tensor:
+        if self._device.type == "cpu":
+            return empty_pages(shape, self._dtype)
+        return torch.empty(shape, dtype=self._dtype, device=self._device)
 
     def _read(self, piece: Piece) -> Tensor:
         """What safetensors hands out may be a view of the file."""

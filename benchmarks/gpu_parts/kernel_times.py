@@ -1,0 +1,180 @@
+"""Single kernels against their floors, many calls in one graph: attention first held to its meaning, then timed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from gpu_parts.ceilings import Ceilings
+from gpu_parts.rows import Row, timed
+from torch import Tensor
+
+from kernels.attention_variant import AttentionVariant, QueryRow
+from kernels.gpu.add_rms_norm import add_rms_norm
+from kernels.gpu.kernel_table import GpuKernels, GpuSizes, gpu_kv_shape, select_gpu_kernels
+from kernels.gpu.sample_weights import SamplingRows
+from kernels.naive_attention import attend_naively
+from workers.model.cuda.device import Device
+
+_CALLS = 8  # in a graph
+_REPLAYS = 5
+_ROTATED_BYTES = 240 << 20  # of weights, more than a cache holds
+_TOLERANCE = 2e-2
+
+
+@dataclass(frozen=True, slots=True)
+class KernelScope:
+    """Of an 8B Llama's layer, or a tiny one's."""
+
+    dtype: torch.dtype = torch.bfloat16
+    heads: int = 32
+    kv_heads: int = 8
+    head_dim: int = 128
+    hidden: int = 4096
+    vocabulary: int = 128_256
+    block_size: int = 64
+    decodes: tuple[tuple[int, int], ...] = ((1, 32_768), (32, 4096), (256, 1024))  # rows, keys
+    prefill: int = 8192
+    draws: int = 256
+    linears: tuple[tuple[str, int, int], ...] = (
+        ("gate_up", 28_672, 4096),
+        ("qkv", 6144, 4096),
+        ("o", 4096, 4096),
+        ("down", 4096, 14_336),
+        ("lm_head", 128_256, 4096),
+    )
+
+
+class KernelBench:
+    def __init__(self, device: Device, ceilings: Ceilings, scope: KernelScope) -> None:
+        self._device, self._ceilings, self._scope = device, ceilings, scope
+        most_keys = max(scope.prefill, *(keys for _, keys in scope.decodes))
+        sizes = GpuSizes(
+            device=device.torch_device,
+            dtype=scope.dtype,
+            num_processors=device.num_processors,
+            max_rows=256,
+            max_keys=most_keys,
+            num_heads=scope.heads,
+            kv_heads=scope.kv_heads,
+            head_dim=scope.head_dim,
+            vocab_size=scope.vocabulary,
+        )
+        self._variant = AttentionVariant(scope.head_dim**-0.5)
+        self._kernels: GpuKernels = select_gpu_kernels(sizes, [self._variant])
+
+    def run(self) -> Iterator[Row]:
+        with self._device.active(), torch.inference_mode():
+            self._check_attention()
+            for rows, keys in self._scope.decodes:
+                yield self._decode(rows, keys)
+            yield self._prefill(self._scope.prefill)
+            yield self._norm()
+            yield self._draw()
+            for name, outputs, features in self._scope.linears:
+                yield self._linear(name, outputs, features)
+
+    def _check_attention(self) -> None:
+        """A row that decodes, a chunk, and a chunk behind others, where nothing is written the output is NaN."""
+        rows = [QueryRow(0, 69, 1), QueryRow(1, 0, 17), QueryRow(2, 64, 33)]
+        q, kv, tables = self._inputs(sum(row.num_queries for row in rows), 3, 128)
+        out = torch.full((len(q), q[0].numel()), torch.nan, dtype=q.dtype, device=q.device)
+        attention = self._kernels.decoder.attentions[0]
+        plan = attention.plan(rows, tables)
+        attention.run(q, kv, plan, out)  # type: ignore[call-arg]
+        meant = attend_naively(self._variant, q.cpu(), kv.cpu().transpose(1, 2), rows, tables.cpu().long())
+        torch.testing.assert_close(out.float().cpu(), meant, rtol=_TOLERANCE, atol=_TOLERANCE)
+
+    def _decode(self, rows: int, keys: int) -> Row:
+        scope, queries = self._scope, [QueryRow(row, keys - 1, 1) for row in range(rows)]
+        read_bytes = 2 * rows * keys * scope.kv_heads * scope.head_dim * 2
+        return self._attend(f"attention, decode {rows} x {keys}", queries, keys, read_bytes, None, 0.85)
+
+    def _prefill(self, tokens: int) -> Row:
+        scope = self._scope
+        products = 4 * scope.heads * scope.head_dim * tokens * (tokens + 1) // 2
+        return self._attend(
+            f"attention, prefill {tokens}", [QueryRow(0, 0, tokens)], tokens, None, products, 0.51
+        )
+
+    def _attend(
+        self,
+        name: str,
+        rows: list[QueryRow],
+        keys: int,
+        read_bytes: int | None,
+        products: int | None,
+        target: float,
+    ) -> Row:
+        q, kv, tables = self._inputs(sum(row.num_queries for row in rows), len(rows), keys)
+        attention = self._kernels.decoder.attentions[0]
+        plan = attention.plan(rows, tables)
+        floor_s = (read_bytes or 0) / self._ceilings.read_bytes_per_s + (products or 0) / self._ceilings.flops
+        return self._time(name, lambda _: attention.run(q, kv, plan), floor_s, target)
+
+    def _inputs(self, tokens: int, rows: int, keys: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, a pool of random numbers, and block tables whose blocks lie anywhere in it."""
+        scope, device = self._scope, self._device.torch_device
+        num_blocks = -(-keys // scope.block_size)
+        shape = gpu_kv_shape(rows * num_blocks + 1, scope.block_size, scope.kv_heads, scope.head_dim)
+        order = torch.randperm(rows * num_blocks, device=device).to(torch.int32) + 1
+        q = torch.randn(tokens, scope.heads, scope.head_dim, device=device).to(scope.dtype)
+        return q, torch.randn(shape, dtype=self._scope.dtype, device=device), order.view(rows, num_blocks)
+
+    def _norm(self) -> Row:
+        tokens, hidden = self._scope.prefill, self._scope.hidden
+        x, residual = (
+            torch.randn(tokens, hidden, device=self._device.torch_device).to(self._scope.dtype)
+            for _ in range(2)
+        )
+        weight = torch.ones_like(x[0])
+        floor_s = 4 * tokens * hidden * 2 / self._ceilings.copied_bytes_per_s
+        return self._time(
+            f"add_rms_norm {tokens}", lambda _: add_rms_norm(x, residual, weight, 1e-5), floor_s, 0.85
+        )
+
+    def _draw(self) -> Row:
+        rows, device = self._scope.draws, self._device.torch_device
+        logits = torch.randn(rows, self._scope.vocabulary, device=device) * 2.0
+        wishes = SamplingRows.empty(rows, device)
+        wishes.temperature.fill_(0.8)
+        wishes.top_p.fill_(0.95)
+        wishes.seed.copy_(torch.from_numpy(np.arange(rows)))
+        out = torch.empty(rows, dtype=torch.int64, device=device)
+        floor_s = 6 * logits.numel() * 4 / self._ceilings.read_bytes_per_s
+        return self._time(
+            f"draw {rows}, top-p", lambda _: self._kernels.draw.draw(logits, wishes, out), floor_s, 1.0
+        )
+
+    def _linear(self, name: str, outputs: int, features: int) -> Row:
+        num_bytes = 2 * outputs * features
+        weights = [
+            torch.randn(outputs, features, dtype=self._scope.dtype, device=self._device.torch_device)
+            for _ in range(max(1, min(_CALLS, -(-_ROTATED_BYTES // num_bytes))))
+        ]
+        x = torch.randn(1, features, dtype=self._scope.dtype, device=self._device.torch_device)
+        floor_s = num_bytes / self._ceilings.read_bytes_per_s
+        return self._time(
+            f"one row, {name}", lambda call: F.linear(x, weights[call % len(weights)]), floor_s, 0.7
+        )
+
+    def _time(self, name: str, call: Callable[[int], object], floor_s: float, target: float) -> Row:
+        def calls() -> None:
+            for number in range(_CALLS):
+                call(number)
+
+        replay = self._device.capture(calls)
+
+        def seconds() -> float:
+            self._device.mark().wait()
+            begun_s = time.perf_counter()
+            for _ in range(_REPLAYS):
+                replay()
+            self._device.mark().wait()
+            return (time.perf_counter() - begun_s) / (_REPLAYS * _CALLS)
+
+        return timed(name, seconds, floor_s, target)

@@ -1,0 +1,255 @@
+"""The runner for GPUs on a CPU: over kernels that mean the same in plain torch, and a device that finds hasty reading.
+
+The kernels write what they must and nothing else: what padding leaves behind is NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from kernels import activations, add_rms_norm, apply_deltas, experts, gather_next, layer_norm
+from kernels.argmax import argmax
+from kernels.attention_variant import AttentionVariant, QueryRow
+from kernels.counter_random import uniform
+from kernels.cut import Cuts, cut
+from kernels.dispatch import Kernels
+from kernels.linear import PlainLinear
+from kernels.naive_attention import attend_naively
+from kernels.sample import draw
+from workers.model.cuda.device import Event, PlainDevice
+from workers.model.runner_config import RunnerConfig
+from workers.tensor_parallel import TensorParallelGroup
+
+if find_spec("triton") is None:
+    collect_ignore_glob = ["test_*.py"]
+else:
+    from kernels.gpu.kernel_table import GpuKernels, GpuSizes, make_planner
+    from kernels.gpu.sample_weights import SamplingRows
+    from workers.model.cuda_runner import CudaRunner
+
+MEMORY_BYTES = 64 << 20
+
+
+class PlainAttention:
+    def __init__(self, variant: AttentionVariant) -> None:
+        self._variant = variant
+
+    def plan(self, rows: Sequence[QueryRow], block_tables: Tensor) -> Any:
+        raise AssertionError("the runner plans for all attentions at once")
+
+    def run(self, q: Tensor, kv: Tensor, plan: Any) -> Tensor:
+        out = torch.full((len(q), q.shape[1] * q.shape[2]), torch.nan)
+        for each in plan.launches:
+            for row, token, count, _, start in each.tiles[:, : each.launch.num_tiles].T.tolist():
+                if row >= 0:
+                    part, rows = q[token : token + count], [QueryRow(row, start, count)]
+                    out[token : token + count] = attend_naively(
+                        self._variant, part, kv.transpose(1, 2), rows, plan.block_tables.long()
+                    )
+        return out
+
+
+def kv_write(qkv: Tensor, kv: Tensor, slots: Tensor) -> None:
+    kept, kv_heads, block_size = slots >= 0, kv.shape[2], kv.shape[3]
+    blocks, offsets = slots[kept] // block_size, slots[kept] % block_size
+    kv[0][blocks, :, offsets] = qkv[kept, -2 * kv_heads : -kv_heads]
+    kv[1][blocks, :, offsets] = qkv[kept, -kv_heads:]
+
+
+def rope_kv_write(qkv: Tensor, cos: Tensor, sin: Tensor, kv: Tensor, slots: Tensor) -> None:
+    dims = cos.shape[2]
+    turned = qkv[:, : -kv.shape[2], :dims]
+    turned.copy_(turned * cos + turned.roll(dims // 2, -1) * sin)
+    kv_write(qkv, kv, slots)
+
+
+def copy_blocks(kv: Tensor, sources: Tensor, destinations: Tensor) -> None:
+    kv[:, destinations] = kv[:, sources]
+
+
+class PlainDraw:
+    def most_likely(self, logits: Tensor, out: Tensor) -> None:
+        out.copy_(argmax(logits))
+
+    def best_pairs(self, part: Tensor, first_id: int, out: Tensor) -> None:
+        best = part.float().max(-1)
+        keys = best.values.view(torch.int32).long()
+        keys = torch.where(keys < 0, keys ^ 0x7FFFFFFF, keys)
+        out.copy_((keys << 31) + 0x7FFFFFFF - (best.indices + first_id))
+
+    def best_of_ranks(self, pairs: Tensor, out: Tensor) -> None:
+        out.copy_(0x7FFFFFFF - (pairs.amax(0) & 0x7FFFFFFF))
+
+    def draw(self, logits: Tensor, rows: SamplingRows, out: Tensor) -> None:
+        size = len(logits)
+        temperature = rows.temperature[:size, None]
+        warm = torch.where(temperature > 0, temperature, 1.0)
+        probabilities = torch.softmax(logits.float() / warm, -1)
+        top_k = rows.top_k[:size, None].long()
+        cut(
+            probabilities,
+            Cuts(rows.min_p[:size, None], top_k, max(int(top_k.max()), 1), rows.top_p[:size, None]),
+        )
+        drawn = draw(probabilities, uniform(rows.seed[:size], rows.position[:size].long()))
+        out.copy_(torch.where(temperature[:, 0] > 0, drawn, argmax(logits)))
+
+
+def select_plain_kernels(sizes: GpuSizes, variants: Sequence[AttentionVariant]) -> GpuKernels:
+    return GpuKernels(
+        decoder=Kernels(
+            attentions=tuple(map(PlainAttention, variants)),
+            rope_kv_write=rope_kv_write,
+            kv_write=kv_write,
+            add_rms_norm=add_rms_norm.add_rms_norm,
+            rms_norm=add_rms_norm.rms_norm,
+            rms_norm_heads=add_rms_norm.rms_norm_heads,
+            layer_norm=layer_norm.layer_norm,
+            activations=activations.ACTIVATIONS,
+            gated_activations=activations.GATED_ACTIVATIONS,
+            choose_experts=experts.choose_experts,
+            run_experts=experts.run_experts,
+            copy_blocks=copy_blocks,
+            pack_linear=PlainLinear,
+        ),
+        planner=make_planner(sizes),
+        apply_deltas=apply_deltas.apply_deltas,
+        keep_newest=gather_next.keep_newest,
+        draw=PlainDraw(),
+    )
+
+
+class HastyReading(AssertionError):
+    """Memory was written, or read, while a copy of it was under way."""
+
+
+class _Copy:
+    """Under way until somebody waits for it."""
+
+    def __init__(self, source: Tensor, finish: Callable[[Tensor], None]) -> None:
+        self.source, self.held = source, source.clone()
+        self.finish = finish
+        self.done = False
+        self.may_change = False  # what writes to the source later waits for this by itself
+
+    @torch.inference_mode()
+    def wait(self) -> None:
+        if self.done:
+            return
+        if not self.may_change and not torch.equal(self.source, self.held):
+            raise HastyReading("a copy's source was written before it had been read")
+        self.finish(self.held)
+        self.done = True
+
+
+class StrictDevice(PlainDevice):
+    """What a copy brings is nowhere to be seen before its event was waited for, and its source may not change."""
+
+    def __init__(self, memory_bytes: int = MEMORY_BYTES) -> None:
+        super().__init__(memory_bytes)
+        self.num_uploads = 0
+        self.num_graphs = 0
+        self.num_replays = 0
+        self._uploads: dict[int, _Copy] = {}
+        self._downloads: list[_Copy] = []
+
+    def upload(self, source: Tensor, target: Tensor) -> Event:
+        before = self._uploads.get(source.data_ptr())
+        if before is not None and not before.done:
+            raise HastyReading("a staging buffer was written again before its copy was waited for")
+        target.copy_(source)
+        self.num_uploads += 1
+        copy = self._uploads[source.data_ptr()] = _Copy(source, lambda _: None)
+        return copy
+
+    def download(self, source: Tensor, target: Tensor) -> Event:
+        target.fill_(-1)
+        copy = _Copy(source, target.copy_)
+        self._downloads = [*(each for each in self._downloads if not each.done), copy]
+        return copy
+
+    def capture(self, run: Callable[[], None]) -> Callable[[], None]:
+        self.num_graphs += 1
+        run()
+
+        def replay() -> None:
+            self.num_replays += 1
+            run()
+
+        return replay
+
+    def await_downloads(self) -> None:
+        for each in self._downloads:
+            each.may_change = True
+
+
+class Waiting:
+    """A runner whose steps have run when they are launched, for the driver."""
+
+    def __init__(self, runner: CudaRunner) -> None:
+        self.runner = runner
+        self.facts = runner.facts
+
+    def launch(self, plan: Any) -> Any:
+        return self.runner.launch(plan).wait()
+
+
+OpenCudaRunner = Callable[..., "CudaRunner"]
+
+
+@pytest.fixture
+def open_cuda_runner(make_checkpoint: Callable[[str], Path]) -> Iterator[OpenCudaRunner]:
+    """Like `open_runner`, over plain kernels if no others are given."""
+    opened: list[CudaRunner] = []
+
+    def open_one(
+        directory: Path | str = "untied_llama3",
+        *,
+        device: PlainDevice | None = None,
+        select_kernels: Any = select_plain_kernels,
+        group: TensorParallelGroup | None = None,
+        **config: Any,
+    ) -> CudaRunner:
+        path = make_checkpoint(directory) if isinstance(directory, str) else directory
+        given = {
+            "dtype": "float32",
+            "block_size": 4,
+            "max_num_seqs": 8,
+            "max_num_batched_tokens": 64,
+            "kv_cache_memory_bytes": 4 << 20,
+            **config,
+        }
+        opened.append(
+            CudaRunner(
+                RunnerConfig(path, **given),
+                group or TensorParallelGroup(),
+                device or StrictDevice(),
+                select_kernels=select_kernels,
+            )
+        )
+        return opened[-1]
+
+    yield open_one
+    for runner in opened:
+        runner.close()
+
+
+@pytest.fixture
+def drive_cuda(drive: Any) -> Callable[..., Any]:
+    return lambda runner: drive(Waiting(runner))
+
+
+@pytest.fixture
+def strict_device() -> type[StrictDevice]:
+    return StrictDevice
+
+
+@pytest.fixture
+def plain_kernels() -> Callable[..., GpuKernels]:
+    return select_plain_kernels

@@ -1,0 +1,116 @@
+"""What the runner needs of a device beyond tensors: one queue of work, copies beside it, graphs, and how much memory
+there is. `cuda_device.py` is a GPU; `PlainDevice` here does everything at once, on the CPU, for tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+Replay = Callable[[], None]
+
+
+class Event(Protocol):
+    """A point in a device's queue."""
+
+    def wait(self) -> None:
+        """Blocks the host until everything before it has been done."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceMemory:
+    free_bytes: int
+    total_bytes: int
+
+
+class Device(Protocol):
+    """All that is launched within `active` runs in the order of its launch."""
+
+    torch_device: torch.device
+    num_processors: int  # programs that run at a time, about
+
+    def active(self) -> AbstractContextManager[None]: ...
+
+    def host_memory(self, num_bytes: int) -> Tensor:
+        """Bytes that copies to and from the device need not stage: [num_bytes] uint8."""
+        ...
+
+    def upload(self, source: Tensor, target: Tensor) -> Event:
+        """Copy from the host in the queue's order. The event: `source` may be written again."""
+        ...
+
+    def download(self, source: Tensor, target: Tensor) -> Event:
+        """Copy to the host what is launched so far, beside what is launched next. The event: `target` may be read."""
+        ...
+
+    def await_downloads(self) -> None:
+        """What is launched from here on may write what downloads read: it runs behind them. The host does not wait."""
+        ...
+
+    def mark(self) -> Event:
+        """All that is launched so far."""
+        ...
+
+    def capture(self, run: Callable[[], None]) -> Replay:
+        """Launch once for warm-up, then record what it launches: a replay launches it again, on the same memory."""
+        ...
+
+    def memory(self) -> DeviceMemory: ...
+
+    def peak_bytes(self, run: Callable[[], None]) -> int:
+        """How much more memory than before is in use while it runs."""
+        ...
+
+
+class Done:
+    """The event of a device that does everything at once."""
+
+    def wait(self) -> None:
+        """It has been done."""
+
+
+class PlainDevice:
+    """A CPU's tensors. A graph of it calls the same function again."""
+
+    def __init__(self, memory_bytes: int) -> None:
+        self.torch_device = torch.device("cpu")
+        self.num_processors = 1
+        self._memory_bytes = memory_bytes
+
+    def active(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def host_memory(self, num_bytes: int) -> Tensor:
+        return torch.zeros(num_bytes, dtype=torch.uint8)
+
+    def upload(self, source: Tensor, target: Tensor) -> Event:
+        target.copy_(source)
+        return Done()
+
+    def download(self, source: Tensor, target: Tensor) -> Event:
+        target.copy_(source)
+        return Done()
+
+    def await_downloads(self) -> None:
+        """None is under way."""
+
+    def mark(self) -> Event:
+        return Done()
+
+    def capture(self, run: Callable[[], None]) -> Replay:
+        run()
+        return run
+
+    def memory(self) -> DeviceMemory:
+        return DeviceMemory(self._memory_bytes, self._memory_bytes)
+
+    def peak_bytes(self, run: Callable[[], None]) -> int:
+        """A CPU's memory is not counted: 0."""
+        run()
+        return 0

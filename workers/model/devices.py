@@ -1,0 +1,31 @@
+"""Which device a rank computes on, and in which dtype by itself. Called where a rank starts; imports torch."""
+
+from __future__ import annotations
+
+import torch
+
+from protocol.errors import InvalidRequest
+from workers.model.cpu_facts import named_dtype
+from workers.model.model_spec import ModelSpec
+
+_BF16_FROM_CAPABILITY = (8, 0)
+
+
+def choose_device(name: str, rank: int) -> torch.device:
+    """`auto`: a GPU where torch finds one. Ranks of one machine that see all its GPUs take one each."""
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise InvalidRequest(
+            "device is cuda, and torch finds no GPU: install a driver and a torch with CUDA, or set device to cpu",
+            param="device",
+        )
+    return torch.device("cuda", rank % torch.cuda.device_count())
+
+
+def choose_gpu_dtype(name: str, spec: ModelSpec) -> torch.dtype:
+    """`auto`: bf16, or fp16 on a GPU that has no bf16 of its own."""
+    if name != "auto":
+        return named_dtype(name)
+    has_bf16 = torch.cuda.get_device_capability() >= _BF16_FROM_CAPABILITY
+    return torch.bfloat16 if has_bf16 else torch.float16

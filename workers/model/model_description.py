@@ -1,0 +1,110 @@
+"""What every runner decides before weights are loaded, and how memory for blocks becomes a pool: from the model's
+directory and the configuration alone. Called by the runners; equal on all ranks.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from protocol.errors import InvalidRequest
+from workers.model.families.registry import find_family
+from workers.model.hf_config import read_config, read_eos_token_ids
+from workers.model.layout_parts import DecoderLayout
+from workers.model.model_spec import ModelSpec
+from workers.model.runner_config import RunnerConfig
+from workers.model.weight_layout import check_divides, decoder_layout
+from workers.runner import RunnerFacts
+from workers.tensor_parallel import TensorParallelGroup
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDescription:
+    spec: ModelSpec
+    layout: DecoderLayout
+    dtype: torch.dtype
+    eos_token_ids: tuple[int, ...]
+    length: int  # tokens, of the context: what was asked for, or what the model serves by itself
+    num_ranks: int
+
+    @property
+    def kv_heads(self) -> int:
+        """Of one rank."""
+        return self.spec.kv_heads_per_rank(self.num_ranks)
+
+    def block_bytes(self, block_size: int) -> int:
+        """Of one block on one rank, over all layers."""
+        elements = 2 * self.spec.num_layers * block_size * self.kv_heads * self.spec.head_dim
+        return elements * self.dtype.itemsize
+
+
+def describe_model(
+    config: RunnerConfig, group: TensorParallelGroup, choose_dtype: Callable[[str, ModelSpec], torch.dtype]
+) -> ModelDescription:
+    """Raises UnsupportedModel, ModelNotFound, InvalidRequest."""
+    hf_config = read_config(config.directory)
+    family = find_family(hf_config)
+    spec = family.spec(hf_config)
+    check_divides(spec, group.size)
+    return ModelDescription(
+        spec=spec,
+        layout=decoder_layout(spec, family.names(hf_config)),
+        dtype=choose_dtype(config.dtype, spec),
+        eos_token_ids=read_eos_token_ids(config.directory, hf_config),
+        length=_length(config.max_model_len, spec, group.rank),
+        num_ranks=group.size,
+    )
+
+
+def pool_facts(
+    config: RunnerConfig,
+    model: ModelDescription,
+    group: TensorParallelGroup,
+    pool_bytes: int,
+    most_blocks: int,
+    remedy: str,  # what gives more memory: "raise this_option"
+) -> RunnerFacts:
+    """Equal on all ranks: the one with the least memory decides."""
+    block_size, length = config.block_size, model.length
+    block_bytes = model.block_bytes(block_size)
+    num_blocks = group.minimum(min(pool_bytes // block_bytes, most_blocks))
+    possible = max(num_blocks - 1, 0) * block_size
+    if possible < length and (config.max_model_len is not None or possible == 0):
+        raise InvalidRequest(
+            f"one sequence of {length} tokens needs {(blocks_for(length, block_size) + 1) * block_bytes} bytes of KV"
+            f" memory, and {max(num_blocks, 0) * block_bytes} are there: lower max_model_len or {remedy}",
+            param="max_model_len",
+        )
+    return RunnerFacts(
+        num_blocks, block_size, min(length, possible), model.spec.vocab_size, model.eos_token_ids
+    )
+
+
+def useful_blocks(config: RunnerConfig, model: ModelDescription) -> int:
+    """With as many, and the null block, every row can hold the whole context at once."""
+    return config.max_num_seqs * blocks_for(model.length, config.block_size) + 1
+
+
+def blocks_for(num_tokens: int, block_size: int) -> int:
+    return -(-num_tokens // block_size)
+
+
+def _length(asked: int | None, spec: ModelSpec, rank: int) -> int:
+    if asked is not None and asked > spec.max_positions:
+        raise InvalidRequest(
+            f"max_model_len {asked} is over the model's {spec.max_positions} positions", param="max_model_len"
+        )
+    length = asked or spec.default_positions or spec.max_positions
+    if asked is None and length < spec.max_positions and rank == 0:
+        log.warning(
+            "the context is %d tokens; max_model_len may ask for up to %d, which this model's rotary scaling reaches by"
+            " reading short texts otherwise",
+            length,
+            spec.max_positions,
+        )
+    return length
