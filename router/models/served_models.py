@@ -48,14 +48,17 @@ class ServedModels:
     # The membership
 
     async def begun(self) -> None:
-        """Until a membership names models and those are loaded. Raises what makes one of them impossible."""
+        """Until a membership names models and those are loaded. Raises what makes all of them impossible.
+
+        One that cannot be loaded must not keep the others from their clients: `meet` tells of it.
+        """
         await self._named.wait()
         first = list(self._versions.values())
         if loads := list(self._loads.values()):
             await asyncio.wait(loads)
-        for version in first:
-            if version.error is not None:
-                raise version.error
+        errors = [version.error for version in first if version.error is not None]
+        if errors and len(errors) == len(first):
+            raise errors[0]
 
     async def follow(self, membership: Membership) -> None:
         """What it names is loaded aside: neither this nor any request waits for that."""

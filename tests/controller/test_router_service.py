@@ -103,7 +103,7 @@ def test_several_models_are_listed(running: Callable[..., RouterService]) -> Non
 
 
 async def test_a_model_that_is_not_there_ends_the_service() -> None:
-    models = (SAPLING, ServedModel("other", "/no/such/model", "2"))
+    models = (ServedModel("other", "/no/such/model", "2"),)
     service = RouterService(launch(), following(Membership(1, (), models)))
     with pytest.raises(ModelNotFound, match="no directory"):
         await service.run()

@@ -64,7 +64,7 @@ class Stage:
         return info
 
     async def follow(self, *models: ServedModel, replicas: Any = ()) -> None:
-        """The membership names these; returns when all of them are loaded. Raises why one of them cannot be."""
+        """The membership names these; returns when all of them are loaded. Raises why none of them can be."""
         await self.follow_later(*models, replicas=replicas)
         await self.models.begun()
 

@@ -76,10 +76,21 @@ async def test_a_replica_that_was_named_while_its_model_was_being_loaded_is_foun
     await eventually(lambda: stage.accepting("slow") == 1)
 
 
-async def test_what_cannot_be_loaded_at_first_is_an_error(stage: Any, model: Any) -> None:
-    stage.reader.broken.add("bad-1")
+async def test_with_nothing_that_can_be_loaded_at_first_there_is_nothing_to_begin(
+    stage: Any, model: Any
+) -> None:
+    stage.reader.broken |= {"bad-1", "worse-1"}
     with pytest.raises(ModelNotFound, match="there is no bad-1"):
-        await stage.follow(model("good"), model("bad"))
+        await stage.follow(model("bad"), model("worse"))
+
+
+async def test_one_model_that_cannot_be_loaded_keeps_no_other_from_its_clients(
+    stage: Any, model: Any
+) -> None:
+    stage.reader.broken.add("bad-1")
+    await stage.follow(model("good"), model("bad"))
+    assert stage.catalog.names == ("good",)
+    assert stage.catalog.status().missing == (("bad", "it could not be loaded"),)
 
 
 async def test_what_cannot_be_loaded_later_is_never_picked(stage: Any, model: Any, eventually: Make) -> None:
