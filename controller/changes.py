@@ -16,6 +16,7 @@ from controller.state import DeploymentState
 from controller.unit import Unit
 from protocol.deployment_secrets import DeploymentSecrets
 from protocol.errors import InvalidRequest
+from protocol.membership import ReplicaState
 
 
 def model_meant(config: DeploymentConfig, name: str | None) -> ModelConfig:
@@ -81,6 +82,12 @@ def drainable(state: DeploymentState, units: Mapping[str, Unit], name: str) -> U
         replicas = ", ".join(sorted(unit.name for unit in units.values() if not unit.is_router))
         raise InvalidRequest(f"there is no replica {name!r}; there are {replicas}", param="replica")
     return unit
+
+
+def condemns(unit: Unit, revision: str) -> bool:
+    """Started as an upgrade asks, by its revision, it failed twice, or in a way that trying again cannot help."""
+    failed = unit.state is ReplicaState.FAILED and unit.revision == revision
+    return failed and (unit.hopeless or (unit.failures >= 2 and not unit.proven))
 
 
 def settled(wanted: Wanted, observed: Sequence[Observed]) -> bool:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from controller.changes import (
+    condemns,
     drainable,
     finished,
     model_meant,
@@ -22,20 +23,18 @@ from controller.changes import (
     taken_back,
     upgraded,
 )
-from controller.config import DeploymentConfig, Routers
+from controller.config import DeploymentConfig
 from controller.demand_watch import DemandWatch
 from controller.events import noted
 from controller.log import log
-from controller.names import router_name, router_on
 from controller.picture import hopeless_detail, membership_of
 from controller.published import Published
 from controller.reconcile import Action, Plan, Verb, reconcile
-from controller.revision import replica_revision, router_revision, served_model
-from controller.rollout import Wanted, WantedModel
 from controller.state import DeploymentState, Store
 from controller.status import DeploymentStatus, status_of
 from controller.tending import Tending
 from controller.unit import Launcher, Unit, UnitRecord
+from controller.wanted import served_model, wanted_of
 from protocol.membership import Event, Membership, ReplicaState
 
 NODES_INTERVAL_S = 2.0
@@ -146,22 +145,9 @@ class Controller:
         return self._state.stop_grace_s is not None
 
     def _want(self, state: DeploymentState) -> None:
-        config = state.config
         self._state = state
         self._launcher = self._make_launcher(state)
-        self._wanted = Wanted(
-            tuple(
-                WantedModel(model.name, model.replicas, replica_revision(model)) for model in config.models
-            ),
-            routers=self._wanted_routers(config.routers),
-            router_revision=router_revision(config),
-            surge=config.upgrade.surge,
-        )
-
-    def _wanted_routers(self, routers: Routers) -> tuple[str, ...]:
-        if routers.per_node:
-            return tuple(router_on(node) for node in self._nodes)
-        return tuple(router_name(index) for index in range(routers.count))
+        self._wanted = wanted_of(state.config, self._nodes)
 
     async def _look_at_nodes(self) -> None:
         """Each is to have its router, where one a node is wanted."""
@@ -199,24 +185,15 @@ class Controller:
         if self._state.previous is None or self._stopping:
             return
         units = self._units.values()
-        failed = next((unit for unit in units if self._condemns_upgrade(unit)), None)
+        failed = next((unit for unit in units if condemns(unit, self._revision_of(unit))), None)
         if failed is not None:
             reason = f"{failed.name}: {failed.detail}"
             await self._change(taken_back(self._state, reason), f"the upgrade is taken back: {reason}")
         elif settled(self._wanted, [unit.observed() for unit in units]):
             await self._change(finished(self._state), "the upgrade is through")
 
-    def _condemns_upgrade(self, unit: Unit) -> bool:
-        """Started as the upgrade asks, and failed twice, or in a way that trying again cannot help."""
-        failed = unit.state is ReplicaState.FAILED and unit.revision == self._revision_of(unit)
-        return failed and (unit.hopeless or (unit.failures >= 2 and not unit.proven))
-
     def _revision_of(self, unit: Unit) -> str:
-        """Which it would be started with now. Empty: its model is no longer wanted."""
-        if unit.is_router:
-            return self._wanted.router_revision
-        wanted = self._wanted.find(unit.model)
-        return "" if wanted is None else wanted.revision
+        return self._wanted.revision_of(unit.model)
 
     # From wanted to actual
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from controller.autoscaling import Autoscaler, Need, need_of
 from controller.config import DeploymentConfig
 from controller.model_config import Autoscaling
-from controller.revision import served_model
 from controller.unit import Router, Unit
+from controller.wanted import served_model
 from protocol.demand import RouterDemand
 from protocol.membership import ReplicaState
 

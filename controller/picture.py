@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from controller.revision import served_model
 from controller.state import DeploymentState
 from controller.unit import Unit
+from controller.wanted import served_model
 from protocol.membership import DeploymentView, Membership, ServedModel
 
 

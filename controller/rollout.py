@@ -52,6 +52,13 @@ class Wanted:
     def find(self, name: str) -> WantedModel | None:
         return next((model for model in self.models if model.name == name), None)
 
+    def revision_of(self, model: str) -> str:
+        """Which a replica of a model, or a router where that is empty, would be started with. Empty: none would."""
+        if not model:
+            return self.router_revision
+        wanted = self.find(model)
+        return "" if wanted is None else wanted.revision
+
 
 def units_to_have(wanted: Wanted, observed: Sequence[Observed]) -> dict[str, str]:
     """Those that are to be kept or started, each with its model; whatever else there is, is to go."""

@@ -20,9 +20,9 @@ from ray import cloudpickle
 from controller.config import DeploymentConfig
 from controller.config_file import build_config
 from controller.controller import Controller
-from controller.revision import served_model
 from controller.state import DeploymentState
 from controller.unit import Launched, Launcher, StartFailed, Tell, UnitFacts, UnitRecord
+from controller.wanted import served_model
 from protocol.demand import RouterDemand
 from protocol.deployment_secrets import DeploymentSecrets
 from protocol.errors import UnsupportedModel

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from controller.config_file import build_config
-from controller.revision import served_model
 from controller.status import DeploymentStatus
+from controller.wanted import served_model
 from protocol.demand import RouterDemand
 from protocol.errors import InvalidRequest
 

@@ -1,15 +1,19 @@
-"""What a unit was launched with, as a short digest: units of another one are replaced by an upgrade.
+"""From a configuration to what is wanted: units, and what each is launched with, as a short digest (its revision).
 
-Only what enters a unit's launch counts: a change of the number of replicas replaces nobody. Called by `controller.py`.
+Units of another revision are replaced by an upgrade. Only what enters a unit's launch counts: a change of the number of
+replicas replaces nobody. Called by `controller.py`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 
 from controller.config import DeploymentConfig
 from controller.model_config import ModelConfig
+from controller.names import router_name, router_on
+from controller.rollout import Wanted, WantedModel
 from protocol.membership import ServedModel
 
 # Replicas that differ in one of these cannot stand in for each other: other tokens, or other digests of them.
@@ -38,6 +42,18 @@ def served_model(model: ModelConfig) -> ServedModel:
         scales_to_zero=model.scales_to_zero,
         admission_timeout_s=model.admission_timeout_s,
     )
+
+
+def wanted_of(config: DeploymentConfig, nodes: Sequence[str]) -> Wanted:
+    """`nodes`: by their ids in Ray, where each is to have a router."""
+    models = tuple(
+        WantedModel(model.name, model.replicas, replica_revision(model)) for model in config.models
+    )
+    if config.routers.per_node:
+        routers = tuple(router_on(node) for node in nodes)
+    else:
+        routers = tuple(router_name(index) for index in range(config.routers.count))
+    return Wanted(models, routers, router_revision(config), config.upgrade.surge)
 
 
 def _digest(launched_with: dict[str, object]) -> str:
