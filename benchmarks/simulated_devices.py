@@ -35,6 +35,7 @@ from workers.step_plan import SampledTokens, StepPlan
 IDENTITY = Identity("modelled", "no weights", "no tokenizer")
 MOST_TOKENS = 1_000_000  # of a context
 READY_TIMEOUT_S = 10.0
+DRAWN_TOKEN = 400  # a piece of a word in the built-in tokenizer, so that an endpoint has text to send
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class ModelledStep:
 
     def wait(self) -> SampledTokens:
         time.sleep(max(0.0, self.ends_s - time.monotonic()))
-        return SampledTokens([1] * self.num_drawn)
+        return SampledTokens([DRAWN_TOKEN] * self.num_drawn)
 
 
 class RunningRouters:

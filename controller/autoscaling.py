@@ -30,6 +30,7 @@ class Need:
     replicas: float  # as many, fully used
     is_waited_for: bool = False  # some request has no replica
     num_requests: int = 0  # so far: as long as any come, there is to be a replica
+    is_idle: bool = False  # nothing runs or waits anywhere; averages may still tell of what did
 
 
 class Autoscaler:
@@ -51,6 +52,8 @@ class Autoscaler:
         down = max(self._enough(each, ROOM_TO_SPARE) for each in long)
         if long[0].num_requests != need.num_requests:
             down = max(1, down)
+        elif all(each.is_idle for each in long):
+            down = settings.min_replicas
         if num_replicas == 0 and need.is_waited_for:
             return max(1, settings.min_replicas)  # somebody waits for it: at once
         if up > num_replicas and self._has_watched(settings.up_after_s, now_s):
@@ -83,4 +86,6 @@ def need_of(demands: Sequence[RouterDemand], max_num_seqs: int) -> Need:
     blocks = sum(load.num_used_blocks / max(1, load.num_blocks) for load in loads)
     is_waited_for = any(demand.num_waiting for demand in demands)
     num_requests = sum(demand.num_requests for demand in demands)
-    return Need(max(max(spent, sent) + backlog_s / BACKLOG_GONE_S, rows, blocks), is_waited_for, num_requests)
+    is_idle = not (is_waited_for or any(load.num_running or load.num_waiting for load in loads))
+    worth = max(max(spent, sent) + backlog_s / BACKLOG_GONE_S, rows, blocks)
+    return Need(worth, is_waited_for, num_requests, is_idle)

@@ -63,7 +63,10 @@ class DemandWatch:
         resizings = []
         for model, settings in scaling:
             version = served_model(model).version
-            need = need_of([each for each in demands if each.version == version], model.max_num_seqs)
+            told = [each for each in demands if each.version == version]
+            if not told:
+                continue  # no router answers: that says nothing of the demand
+            need = need_of(told, model.max_num_seqs)
             num_replicas = self._autoscaler(model.name, settings).decide(model.replicas, need, now_s)
             resizings.append(Resizing(model.name, model.replicas, num_replicas, need))
         return [each for each in resizings if each.before != each.after]

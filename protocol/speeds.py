@@ -39,24 +39,25 @@ UTILIZATION_WINDOW_S = 60.0
 
 @dataclass(slots=True)
 class PrefillRate:
-    """Prefill seconds a second, over about the last minute: those dispatched at a router, those spent at a replica.
+    """Prefill seconds a second, over about the last `window_s`: those dispatched at a router, those spent at a replica.
 
     The time is told, by a monotonic clock.
     """
 
+    window_s: float = UTILIZATION_WINDOW_S
     as_of_s: float = 0.0
     _fading_s: float = 0.0
 
     def add(self, prefill_s: float, now_s: float) -> None:
-        self._fading_s = self.at(now_s) * UTILIZATION_WINDOW_S + prefill_s
+        self._fading_s = self.at(now_s) * self.window_s + prefill_s
         self.as_of_s = now_s
 
     def become(self, rate: float, now_s: float) -> float:
         """Replaced by somebody's word for it. Returns by how much it has grown."""
         growth = rate - self.at(now_s)
-        self._fading_s, self.as_of_s = rate * UTILIZATION_WINDOW_S, now_s
+        self._fading_s, self.as_of_s = rate * self.window_s, now_s
         return growth
 
     def at(self, now_s: float) -> float:
         elapsed_s = max(0.0, now_s - self.as_of_s)
-        return self._fading_s * math.exp(-elapsed_s / UTILIZATION_WINDOW_S) / UTILIZATION_WINDOW_S
+        return self._fading_s * math.exp(-elapsed_s / self.window_s) / self.window_s

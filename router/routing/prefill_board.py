@@ -21,6 +21,7 @@ from router.routing.replica_book import ReplicaBook, Sent
 
 __all__ = ["ASSUMED_SPEEDS", "PrefillBoard"]
 T = TypeVar("T")
+DEMAND_WINDOW_S = 15.0  # a load that rises is to call for replicas before it has piled up
 
 
 class PrefillBoard:
@@ -40,6 +41,7 @@ class PrefillBoard:
         self._speeds = FleetSpeeds()
         self._by_tenant = Shares()  # uncached tokens of this router's unfinished prefills
         self._dispatched = PrefillRate()  # by this router, to any of them
+        self._dispatched_lately = PrefillRate(DEMAND_WINDOW_S)
         self._spent = PrefillRate()  # by all of them, as they report
 
     # Replicas
@@ -140,6 +142,7 @@ class PrefillBoard:
             request_id, seconds, num_uncached, now_s, num_sequences, tenant, weight, priority
         )
         self._dispatched.add(seconds, now_s)
+        self._dispatched_lately.add(seconds, now_s)
         self._count(place)
 
     def prefilled(self, replica: str, request_id: str) -> None:
@@ -162,8 +165,8 @@ class PrefillBoard:
         return self._waiting_tokens[self._places[replica]]
 
     def prefill_rates(self, now_s: float) -> tuple[float, float]:
-        """Seconds of prefill a second: what all replicas spend, and what this router sends them."""
-        return self._spent.at(now_s), self._dispatched.at(now_s)
+        """Seconds of prefill a second: what all replicas spend, over a minute; what this router sent them just now."""
+        return self._spent.at(now_s), self._dispatched_lately.at(now_s)
 
     def columns(
         self,

@@ -26,10 +26,10 @@ def walk(
     """The changes while the offered load, in replicas' worth, follows the curve.
 
     The fleet answers back: what it has no time for waits, a fuller replica batches better (a tenth), and a replica
-    that is started is there 30 s later.
+    that is started is there 30 s later. What it spends is told as a minute's average, what it is sent as one of 15 s.
     """
     scaler, ready, wanted, backlog_s = Autoscaler(settings, 0.0), start, start, 0.0
-    sent = curve(0.0)  # a second, averaged over a minute
+    sent = spent = curve(0.0)
     coming: list[tuple[float, int]] = []
     changes, now_s = [], 0.0
     while now_s < until_s:
@@ -37,8 +37,9 @@ def walk(
         ready = max([ready, *(number for at_s, number in coming if at_s <= now_s)])
         offered = curve(now_s) * (1.05 - 0.1 * min(1.0, curve(now_s) / max(1, ready)))
         backlog_s = max(0.0, backlog_s + (offered - ready) * STEP_S)
-        sent += (offered - sent) * (1.0 - math.exp(-STEP_S / 60.0))
-        need = Need(max(min(float(ready), offered), sent) + backlog_s / 30.0)
+        sent += (offered - sent) * (1.0 - math.exp(-STEP_S / 15.0))
+        spent += (min(float(ready), offered) - spent) * (1.0 - math.exp(-STEP_S / 60.0))
+        need = Need(max(spent, sent) + backlog_s / 30.0)
         decided = scaler.decide(wanted, need, now_s)
         if decided != wanted:
             changes.append((now_s, decided))
@@ -111,6 +112,17 @@ def test_nothing_to_do_at_all_scales_to_zero_after_the_long_window() -> None:
     assert changes[-1][1] == 0 and changes[-1][0] > 150.0
 
 
+def test_averages_of_what_has_ended_keep_nothing_beyond_the_long_window() -> None:
+    scaler = Autoscaler(TO_ZERO, 0.0)
+    decided = [scaler.decide(3, Need(2.0, num_requests=9, is_idle=at > 50), float(at)) for at in range(200)]
+    assert decided.index(0) == 151
+
+
+def test_what_runs_on_keeps_one() -> None:
+    scaler = Autoscaler(TO_ZERO, 0.0)
+    assert {scaler.decide(1, Need(0.02, num_requests=9), float(at)) for at in range(300)} == {1}
+
+
 def test_a_request_now_and_then_keeps_one() -> None:
     scaler = Autoscaler(TO_ZERO, 0.0)
     assert [scaler.decide(1, Need(0.001, num_requests=at // 50), at) for at in range(1, 500)] == [1] * 499
@@ -130,6 +142,20 @@ def test_the_scarcest_of_prefill_rows_and_blocks_counts() -> None:
     assert need_of([demand], max_num_seqs=64).replicas == pytest.approx(2 * (0.25 + 3.0 / 30))  # prefill
     full = RouterDemand((("a", Load(1, 0, 100, 90, 0, 0)),))
     assert need_of([full], max_num_seqs=64).replicas == pytest.approx(0.9)  # blocks
+
+
+@pytest.mark.parametrize(
+    ("load", "num_waiting", "idle"),
+    [
+        (Load(0, 0, 100, 0, 80, 0), 0, True),
+        (Load(1, 0, 100, 1, 80, 0), 0, False),
+        (Load(0, 1, 100, 0, 80, 0), 0, False),
+        (Load(0, 0, 100, 0, 80, 0), 1, False),
+    ],
+)
+def test_it_is_idle_when_nothing_runs_or_waits(load: Load, num_waiting: int, idle: bool) -> None:
+    demand = RouterDemand((("a", load),), prefill_spent=0.5, num_waiting=num_waiting)
+    assert need_of([demand], max_num_seqs=64).is_idle is idle
 
 
 def test_what_is_sent_counts_where_replicas_cannot_keep_up() -> None:

@@ -351,6 +351,16 @@ async def test_a_router_that_does_not_answer_is_left_out(scene: Scene) -> None:
     assert len(await ready(scene)) == 3
 
 
+async def test_routers_that_do_not_answer_are_no_reason_to_end_anything(scene: Scene) -> None:
+    scene.start(replicas=2, autoscaling=AUTOSCALING)
+    await scene.settle()
+    router: Any = scene.launcher.units["router-0.1"]
+    router.told = None
+    for _ in range(60):
+        await pass_time(scene, 3.0)
+    assert len(await ready(scene)) == 2
+
+
 async def test_scaling_by_hand_what_scales_by_itself_is_refused(scene: Scene) -> None:
     scene.start(replicas=1, autoscaling=AUTOSCALING)
     with pytest.raises(InvalidRequest, match="scale by themselves"):

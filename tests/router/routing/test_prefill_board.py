@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from protocol.speeds import UNMEASURED, Speeds
 from router.routing.loads import ReplicaColumns, RoutingRequest
 from router.routing.policy import choose
-from router.routing.prefill_board import ASSUMED_SPEEDS, PrefillBoard
+from router.routing.prefill_board import ASSUMED_SPEEDS, DEMAND_WINDOW_S, PrefillBoard
 
 SPEEDS = Speeds(0.1, 0.001, 0.0, 0.05, 0.0)
 
@@ -281,7 +281,7 @@ def test_what_is_sent_and_what_is_spent_are_told_apart() -> None:
     board.report("a", waiting_prefill_tokens=0, num_in_flight=0, speeds=Speeds(0.0, 0.01, 0.0), now_s=0.0)
     board.dispatched("a", "r", num_uncached=600, num_cached=0, now_s=0.0)
     spent, sent = board.prefill_rates(0.0)
-    assert spent == 0.0 and sent == pytest.approx(600 * 0.01 / 60)
+    assert spent == 0.0 and sent == pytest.approx(600 * 0.01 / DEMAND_WINDOW_S)
     board.report(
         "a",
         waiting_prefill_tokens=0,
