@@ -13,7 +13,7 @@ VIEW = DeploymentView(
 
 
 def replica(replica_id: str) -> ReplicaStatus:
-    workers = (WorkerInfo(0, 4711, "node-a"),)
+    workers = (WorkerInfo(0, 4711, "node-a", (3,)),)
     return ReplicaStatus(
         *(replica_id, ReplicaState.READY, 3, True, IndexState.SYNCED, 70, 1, 9, None, workers, "")
     )
@@ -76,7 +76,7 @@ def test_every_replica_tells_what_it_serves() -> None:
         "SYNCED",
         9,
     )
-    assert replicas[0]["workers"] == [{"rank": 0, "pid": 4711, "node": "node-a"}]
+    assert replicas[0]["workers"] == [{"rank": 0, "pid": 4711, "node": "node-a", "devices": (3,)}]
 
 
 def test_the_deployment_is_told_as_the_controller_told_it() -> None:

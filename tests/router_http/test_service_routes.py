@@ -45,7 +45,7 @@ async def test_status_shows_every_replica(http: httpx2.AsyncClient) -> None:
     assert (status["models"][0]["name"], status["draining"]) == ("tiny", False)
     (replica,) = status["replicas"]
     assert (replica["id"], replica["state"], replica["incarnation"]) == ("replica-1", "ready", 3)
-    assert replica["workers"] == [{"rank": 0, "pid": 4711, "node": "node-a"}]
+    assert replica["workers"] == [{"rank": 0, "pid": 4711, "node": "node-a", "devices": []}]
     assert replica["index"] == "SYNCED"
 
 

@@ -27,4 +27,4 @@ def bits(output: RequestOutput) -> object:
 def test_the_option_reaches_the_engine_and_is_off_by_itself() -> None:
     for arguments, expected in ((["--deterministic"], True), (["--no-deterministic"], False), ([], False)):
         config = config_from(build_parser().parse_args(["serve", *arguments]))
-        assert config.engine().deterministic is expected
+        assert config.models[0].engine().deterministic is expected
