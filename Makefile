@@ -1,4 +1,4 @@
-# install, serve, check, test, soak, test-gpu. CI runs exactly the first four.
+# install, serve, check, test, soak, test-gpu. CI runs `make test`.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

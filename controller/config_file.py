@@ -17,6 +17,13 @@ from controller.config import DeploymentConfig, Routers, Upgrade, merged
 from controller.model_config import Autoscaling, ModelConfig, Section, WorkerResources
 from protocol.errors import InvalidRequest, TrunklineError
 
+# Keys of other servers, and what helps instead.
+_NOT_SERVED = {
+    "pipeline_parallel_size": "layers are not spread over workers, set tensor_parallel_size; `placement: PACK` under"
+    " worker lets a replica's workers lie on several nodes",
+    "data_parallel_size": "set replicas",
+}
+
 
 def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> DeploymentConfig:
     """A YAML file with single keys laid over it. Raises InvalidRequest."""
@@ -68,6 +75,8 @@ def _sentence(kind: str, location: tuple[int | str, ...], message: str) -> str:
 
 
 def _nearest(location: tuple[int | str, ...]) -> str:
+    if location[-1] in _NOT_SERVED:
+        return f": {_NOT_SERVED[str(location[-1])]}"
     names = _names_beside(location)
     close = difflib.get_close_matches(str(location[-1]), names, n=1, cutoff=0.5)
     if close:

@@ -17,6 +17,8 @@ from protocol.errors import InvalidRequest
         ({"replica": 1}, "there is no key 'replica'; did you mean 'replicas'?"),
         ({"worker": {"num_cpu": 1}}, "there is no key 'worker.num_cpu'; did you mean 'worker.num_cpus'?"),
         ({"routers": {"prot": 1}}, "did you mean 'routers.port'?"),
+        ({"pipeline_parallel_size": 2}, "there is no key 'pipeline_parallel_size': layers are not spread"),
+        ({"data_parallel_size": 2}, "there is no key 'data_parallel_size': set replicas"),
         ({"zzz": 1}, "there is no key 'zzz'; it takes models, routers, "),
         ({"replicas": -1}, "replicas: Input should be greater than or equal to 0"),
         ({"replicas": "two"}, "replicas: Input should be a valid integer"),
