@@ -52,8 +52,6 @@ class Autoscaler:
         down = max(self._enough(each, ROOM_TO_SPARE) for each in long)
         if long[0].num_requests != need.num_requests:
             down = max(1, down)
-        elif all(each.is_idle for each in long):
-            down = settings.min_replicas
         if num_replicas == 0 and need.is_waited_for:
             return max(1, settings.min_replicas)  # somebody waits for it: at once
         if up > num_replicas and self._has_watched(settings.up_after_s, now_s):
@@ -70,6 +68,8 @@ class Autoscaler:
 
     def _enough(self, need: Need, share: float) -> int:
         settings = self.settings
+        if need.is_idle:
+            return settings.min_replicas
         wanted = math.ceil(need.replicas / (settings.target_utilization * share) - NEGLIGIBLE)
         if need.is_waited_for:
             wanted = max(1, wanted)

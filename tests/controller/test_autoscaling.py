@@ -118,6 +118,11 @@ def test_averages_of_what_has_ended_keep_nothing_beyond_the_long_window() -> Non
     assert decided.index(0) == 151
 
 
+def test_averages_of_what_has_ended_start_nothing() -> None:
+    scaler = Autoscaler(TO_ZERO, 0.0)
+    assert {scaler.decide(0, Need(0.5, num_requests=9, is_idle=True), float(at)) for at in range(300)} == {0}
+
+
 def test_what_runs_on_keeps_one() -> None:
     scaler = Autoscaler(TO_ZERO, 0.0)
     assert {scaler.decide(1, Need(0.02, num_requests=9), float(at)) for at in range(300)} == {1}
