@@ -30,7 +30,7 @@ class Need:
     replicas: float  # as many, fully used
     is_waited_for: bool = False  # some request has no replica
     num_requests: int = 0  # so far: as long as any come, there is to be a replica
-    is_idle: bool = False  # nothing runs or waits anywhere; averages may still tell of what did
+    is_idle: bool = False  # nothing runs or waits anywhere at this moment
 
 
 class Autoscaler:
@@ -50,8 +50,11 @@ class Autoscaler:
         up = min(self._enough(each, 1.0) for each in self._since(now_s - settings.up_after_s))
         long = self._since(now_s - settings.down_after_s)
         down = max(self._enough(each, ROOM_TO_SPARE) for each in long)
-        if long[0].num_requests != need.num_requests:
+        is_quiet = long[0].num_requests == need.num_requests
+        if not is_quiet:
             down = max(1, down)
+        elif self._has_watched(settings.down_after_s, now_s) and all(each.is_idle for each in long):
+            up = down = settings.min_replicas  # whatever averages still tell of what has ended
         if num_replicas == 0 and need.is_waited_for:
             return max(1, settings.min_replicas)  # somebody waits for it: at once
         if up > num_replicas and self._has_watched(settings.up_after_s, now_s):
@@ -68,8 +71,6 @@ class Autoscaler:
 
     def _enough(self, need: Need, share: float) -> int:
         settings = self.settings
-        if need.is_idle:
-            return settings.min_replicas
         wanted = math.ceil(need.replicas / (settings.target_utilization * share) - NEGLIGIBLE)
         if need.is_waited_for:
             wanted = max(1, wanted)

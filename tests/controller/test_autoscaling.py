@@ -118,9 +118,17 @@ def test_averages_of_what_has_ended_keep_nothing_beyond_the_long_window() -> Non
     assert decided.index(0) == 151
 
 
-def test_averages_of_what_has_ended_start_nothing() -> None:
+def test_averages_of_what_has_ended_start_nothing_again() -> None:
     scaler = Autoscaler(TO_ZERO, 0.0)
-    assert {scaler.decide(0, Need(0.5, num_requests=9, is_idle=True), float(at)) for at in range(300)} == {0}
+    ended = Need(0.5, num_requests=9, is_idle=True)
+    assert {scaler.decide(0, ended, float(at)) for at in range(100, 300)} == {0}
+
+
+def test_moments_without_work_are_no_reason_to_wait_with_more() -> None:
+    """Short requests at a high rate: every other look finds nothing running."""
+    scaler = Autoscaler(TO_ZERO, 0.0)
+    needs = [Need(2.0, num_requests=at, is_idle=at % 2 == 0) for at in range(12)]
+    assert [scaler.decide(1, need, float(at)) for at, need in enumerate(needs)][-1] == 3
 
 
 def test_what_runs_on_keeps_one() -> None:
