@@ -234,7 +234,9 @@ class Controller:
             self._state = replace(self._state, retired={**self._state.retired, gone.name: gone.incarnation})
         elif action.verb is Verb.DRAIN:
             self._drain(self._units[action.unit])
-        else:
+        elif (
+            not action.model or self._state.config.find(action.model) is not None
+        ):  # still, or the next plan says
             await self._start(self._units.get(action.unit) or self._new(action.unit), action.model)
 
     def _new(self, name: str) -> Unit:

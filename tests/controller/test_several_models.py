@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from controller.config_file import build_config
+from controller.reconcile import Action, Verb
 from controller.status import DeploymentStatus
 from controller.wanted import served_model
 from protocol.demand import RouterDemand
@@ -74,6 +75,13 @@ async def test_an_upgrade_adds_one_model_and_removes_another(scene: Scene) -> No
     assert await replicas(scene) == {"a": ["replica-0.1"], "c": ["replica-3.1"]}
     status = await seen(scene)
     assert not status.view.upgrading and {each.incarnation for each in status.routers} == {1}
+
+
+async def test_a_model_that_went_while_a_plan_was_carried_out_is_not_started(scene: Scene) -> None:
+    scene.start(models=MODELS)
+    await scene.settle()
+    await scene.controller._apply(Action(Verb.START, "replica-9", "gone"))
+    assert "replica-9.1" not in scene.launcher.units and "replica-9" not in scene.controller._units
 
 
 async def test_a_removed_model_is_shown_until_its_replicas_are_gone(scene: Scene) -> None:
