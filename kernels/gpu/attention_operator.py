@@ -28,6 +28,9 @@ class TritonAttentionPlan:
 
     launches: tuple[DeviceLaunch, ...]
     block_tables: Tensor  # [rows, blocks] int32, on the device
+    # [tokens or more, q_heads · head_dim], written by each attention in turn: what stands where no tile is stays as it
+    # is, while memory of each run's own would hold anything there.
+    out: Tensor | None = None
 
 
 class TritonPagedAttention:
@@ -61,9 +64,11 @@ class TritonPagedAttention:
         q: Tensor,  # [tokens, q_heads, head_dim]
         kv: Tensor,  # [2, num_blocks, kv_heads, block_size, head_dim]
         plan: TritonAttentionPlan,
-        out: Tensor | None = None,  # [tokens, q_heads · head_dim], written
     ) -> Tensor:  # [tokens, q_heads · head_dim]
-        out = torch.empty_like(q, memory_format=torch.contiguous_format) if out is None else out
+        if plan.out is None:
+            out = torch.empty_like(q, memory_format=torch.contiguous_format)
+        else:
+            out = plan.out[: len(q)]
         for each in plan.launches:
             paged_attention(
                 self._variant,

@@ -74,6 +74,8 @@ class DecodeGraphs:
         self._num_attentions = len(model.kernels.decoder.attentions)
         self._head = head
         self._block_tables = block_tables
+        # Numbers wherever padding reads it, not whatever memory held before.
+        self._attended = head.hidden.new_zeros(len(head.hidden), model.attended_size)
         self._sizes: tuple[int, ...] = ()
         self._keys: tuple[int, ...] = ()
         self._replays: dict[tuple[int, int], Replay] = {}
@@ -128,7 +130,7 @@ class DecodeGraphs:
     def _forward(self, most_keys: int, inputs: DecodeInputs, pool: Sequence[Tensor]) -> None:
         size = len(inputs.feeds)
         launch = DeviceLaunch(self._planner.decode_launch(size, most_keys), inputs.tiles)
-        plan = TritonAttentionPlan((launch,), self._block_tables)
+        plan = TritonAttentionPlan((launch,), self._block_tables, self._attended)
         token_ids = self._head.newest.index_select(0, inputs.feeds)
         batch = ForwardBatch(
             token_ids, inputs.positions, inputs.slots, (plan,) * self._num_attentions, wanted=None

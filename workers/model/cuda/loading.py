@@ -30,6 +30,7 @@ class LoadedModel:
     described: ModelDescription
     decoder: Decoder
     kernels: GpuKernels
+    attended_size: int  # of a token's attention, before its projection
 
 
 def load_model(
@@ -65,7 +66,8 @@ def load_model(
         own,
     )
     rotary = RotaryTables(spec.rotaries, spec.head_dim, model.length, model.dtype, own)
-    return LoadedModel(model, Decoder(spec, weights, variants, rotary, kernels.decoder, group), kernels)
+    decoder = Decoder(spec, weights, variants, rotary, kernels.decoder, group)
+    return LoadedModel(model, decoder, kernels, sizes.num_heads * sizes.head_dim)
 
 
 def allocate_pool(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
 import pytest
@@ -69,7 +69,8 @@ class AttentionStep:
         out = torch.full(
             (len(self.q), num_heads * head_dim), torch.nan, dtype=self.q.dtype, device=self.q.device
         )
-        return attention.run(self.q, self.kv, attention.plan(self.rows, self.tables), out)
+        plan = attention.plan(self.rows, self.tables)
+        return attention.run(self.q, self.kv, replace(plan, out=out))
 
     def part(self, *rows: QueryRow) -> AttentionStep:
         """The queries of these rows alone, each a part of a row of this step."""

@@ -46,7 +46,8 @@ def test_a_captured_launch_writes_nothing_for_rows_that_it_has_too_many(
     planner = step.planner()
     q = torch.cat([step.q, torch.randn_like(step.q)])  # a batch padded to 4 rows
     out = torch.full((4, 64), torch.nan, device=q.device)
-    attention_of(step, planner).run(q, step.kv, captured(step, planner, 4, 400), out)
+    plan = replace(captured(step, planner, 4, 400), out=out)
+    attention_of(step, planner).run(q, step.kv, plan)
     assert_close(out[:2], step.meaning(PLAIN))
     assert out[2:].isnan().all()
 

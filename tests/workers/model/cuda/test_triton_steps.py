@@ -5,14 +5,18 @@ Run interpreted by `TRITON_INTERPRET=1 pytest tests/workers/model/cuda/test_trit
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from triton import knobs
 
-from kernels.gpu.kernel_table import select_gpu_kernels
+from kernels.gpu.kernel_table import GpuKernels, select_gpu_kernels
+from kernels.linear import PlainLinear
 from protocol.deployment_secrets import DeploymentSecrets
 from protocol.messages import Submit
 from protocol.model_source import resolve_model
@@ -73,6 +77,34 @@ def test_deterministic_rows_have_the_same_bits_alone_and_beside_others_in_chunks
         driver.generate(rows, 3, chunk=chunk)
         found.append([each.logprobs[0] for each in driver.sequences[0].drawn[:3]])
     assert found[0] == found[1]
+
+
+@interpreted
+@overflows
+def test_padding_computes_with_numbers_whatever_memory_held_before(
+    nan_filled_memory: None, open_cuda_runner: Any, drive_cuda: Any, tmp_path: Path
+) -> None:
+    def select(*given: Any) -> GpuKernels:
+        kernels = select_gpu_kernels(*given)
+        return replace(kernels, decoder=replace(kernels.decoder, pack_linear=FiniteLinear))
+
+    sizes = {"max_num_seqs": 4, "max_num_batched_tokens": 16, "kv_cache_memory_bytes": 1 << 20}
+    runner = open_cuda_runner(tiny_llama(tmp_path), select_kernels=select, **sizes)
+    generate(drive_cuda(runner), 2, (*PROMPTS, [3]), (GREEDY, DRAWN, GREEDY))  # three rows in a graph of four
+
+
+class FiniteLinear(PlainLinear):
+    def __call__(self, x: Tensor) -> Tensor:
+        assert x.isfinite().all(), "some row has computed with what memory held before"
+        return super().__call__(x)
+
+
+@pytest.fixture
+def nan_filled_memory() -> Iterator[None]:
+    """What torch allocates without writing it is NaN."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 def tiny_llama(directory: Path) -> Path:
