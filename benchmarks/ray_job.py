@@ -30,6 +30,7 @@ from controller.names import NAMESPACE
 TARGET_S = 8.0
 NUM_STREAMS = 8
 NUM_TOKENS = 200  # of each: they run when the job is stopped
+MANY_TOKENS = 2000  # more than there is time for
 PATIENCE_S = 180.0
 
 
@@ -68,12 +69,18 @@ async def measure_jobs(keys: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as folder, head() as client:
         file = Path(folder) / "job.yaml"
         file.write_text(json.dumps(keys))  # which is YAML
-        for name, num_streams in (("idle", 0), ("with requests", NUM_STREAMS)):
-            ready_s, complete, stopped_s = await _measured(client, file, num_streams)
+        for name, num_streams, num_tokens in (
+            ("idle", 0, 0),
+            ("with requests", NUM_STREAMS, NUM_TOKENS),
+            ("with longer ones", NUM_STREAMS, MANY_TOKENS),
+        ):
+            ready_s, complete, stopped_s = await _measured(client, file, num_streams, num_tokens)
             print(f"| {name} | {ready_s:.1f} | {num_streams} | {complete} | {stopped_s:.1f} |", flush=True)
 
 
-async def _measured(client: JobSubmissionClient, file: Path, num_streams: int) -> tuple[float, int, float]:
+async def _measured(
+    client: JobSubmissionClient, file: Path, num_streams: int, num_tokens: int
+) -> tuple[float, int, float]:
     began_s = time.monotonic()
     entrypoint = f"python -m controller {file}"
     job = await asyncio.to_thread(
@@ -84,7 +91,9 @@ async def _measured(client: JobSubmissionClient, file: Path, num_streams: int) -
         status = await site.until(settled)
         ready_s = time.monotonic() - began_s
         begun = [asyncio.Event() for _ in range(num_streams)]
-        streams = [asyncio.create_task(_stream(status.urls[0], n, each)) for n, each in enumerate(begun)]
+        streams = [
+            asyncio.create_task(_stream(status.urls[0], n, num_tokens, each)) for n, each in enumerate(begun)
+        ]
         for each in begun:
             await each.wait()
         stopped_s = time.monotonic()
@@ -103,13 +112,13 @@ async def _deployment(client: JobSubmissionClient, job: str) -> Deployment:
     return found
 
 
-async def _stream(url: str, number: int, begun: asyncio.Event) -> bool:
+async def _stream(url: str, number: int, num_tokens: int, begun: asyncio.Event) -> bool:
     """Whether it has ended as it should."""
     async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
         answer = await client.completions.create(
             model=MODEL,
             prompt=PROMPTS[number],
-            max_tokens=NUM_TOKENS,
+            max_tokens=num_tokens,
             stream=True,
             extra_body={"ignore_eos": True},
         )

@@ -60,6 +60,7 @@ class DeploymentConfig(Section):
     secret: str | None = Field(default=None, repr=False, min_length=LEAST_SECRET)
     secret_file: Path | None = None
     drain_timeout_s: float = Field(default=30.0, ge=0)  # how long running requests may go on in a drain
+    sigterm_timeout_s: float = Field(default=5.0, ge=0)  # at most, when `ray job stop` or the like ends all
     silent_after_s: float = Field(default=30.0, gt=0)  # a worker that does not answer for so long is ended
 
     @model_validator(mode="before")

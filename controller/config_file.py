@@ -17,11 +17,15 @@ from controller.config import DeploymentConfig, Routers, Upgrade, merged
 from controller.model_config import Autoscaling, ModelConfig, Section, WorkerResources
 from protocol.errors import InvalidRequest, TrunklineError
 
+_ONE_POOL = "a worker's KV lies in one pool, sized by kv_cache_memory_bytes or gpu_memory_utilization"
 # Keys of other servers, and what helps instead.
 _NOT_SERVED = {
     "pipeline_parallel_size": "layers are not spread over workers, set tensor_parallel_size; `placement: PACK` under"
     " worker lets a replica's workers lie on several nodes",
     "data_parallel_size": "set replicas",
+    "swap_space": _ONE_POOL,
+    "kv_offloading_size": _ONE_POOL,
+    "cpu_offload_gb": "weights are not moved to host memory, raise tensor_parallel_size or set quantization: fp8",
 }
 
 

@@ -1,14 +1,14 @@
 """The driver: starts a deployment, tells how it goes, and on a signal has it drained and stopped.
 
 It holds nothing that the deployment needs. On a Ray that is joined, killing it stops nothing; a signal makes it send
-one call, which the controller finishes alone (`ray job stop` kills the driver three seconds after its SIGTERM).
+one call, which the controller finishes alone (`ray job stop` kills the driver three seconds after its SIGTERM). Who
+sends SIGTERM has somebody waiting who will soon kill, so it leaves less time than a person's Ctrl-C.
 Used by `python -m controller` and by `trunkline serve`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import signal
 import sys
 import time
@@ -57,18 +57,22 @@ class Foreground:
         self._logs = logs
         self._began_s = began_s
         self._progress = Progress(config.num_replicas)
+        self._grace_s = config.drain_timeout_s
         self._first = asyncio.Event()
         self._second = asyncio.Event()
 
     async def run(self) -> int:
         loop = asyncio.get_running_loop()
         for each in SIGNALS:
-            loop.add_signal_handler(each, self._interrupt)
+            loop.add_signal_handler(each, self._interrupt, each)
         try:
             following = asyncio.create_task(self._follow())
             interrupted = asyncio.create_task(self._first.wait())
             await asyncio.wait([following, interrupted], return_when=asyncio.FIRST_COMPLETED)
-            return await following if following.done() else await self._stop(following)
+            ended = await following if following.done() else await self._stop(following)
+            if ended == 0:
+                say("The deployment has stopped.")
+            return ended
         except RayError as error:
             say(f"Ray has failed: {error}")
             return 1
@@ -77,7 +81,9 @@ class Foreground:
             for each in SIGNALS:
                 loop.remove_signal_handler(each)
 
-    def _interrupt(self) -> None:
+    def _interrupt(self, received: signal.Signals) -> None:
+        if received is signal.SIGTERM:
+            self._grace_s = min(self._grace_s, self._config.sigterm_timeout_s)
         (self._second if self._first.is_set() else self._first).set()
 
     async def _follow(self) -> int:
@@ -99,19 +105,25 @@ class Foreground:
         if phase is not Phase.STOPPED:
             say(f"The controller has gone; its logs are in {self._logs}.")
             return 1
-        say("The deployment has stopped.")
         return 0
 
     async def _stop(self, following: asyncio.Task[int]) -> int:
         self._progress.close()
-        grace_s = self._config.drain_timeout_s
-        say(f"\nStopping: running requests have {grace_s:g} s. Ctrl-C again stops at once.")
-        stopping = asyncio.create_task(self._deployment.stop(grace_s))
+        say(f"\nStopping: running requests have {self._grace_s:g} s. Ctrl-C again stops at once.")
+        stopping = asyncio.create_task(self._deployment.stop(self._grace_s))
         forced = asyncio.create_task(self._second.wait())
         await asyncio.wait([stopping, forced], return_when=asyncio.FIRST_COMPLETED)
-        if not stopping.done():
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._deployment.stop(0.0), FORCED_STOP_TIMEOUT_S)
-        forced.cancel()
-        following.cancel()
+        ended = 0 if stopping.done() else await self._stop_now()
+        for each in (forced, stopping, following):
+            each.cancel()
+        return ended
+
+    async def _stop_now(self) -> int:
+        try:
+            await asyncio.wait_for(self._deployment.stop(0.0), FORCED_STOP_TIMEOUT_S)
+        except TimeoutError:
+            say(
+                f"It has not stopped in {FORCED_STOP_TIMEOUT_S:g} s. The controller goes on; its logs: {self._logs}"
+            )
+            return 1
         return 0

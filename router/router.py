@@ -170,6 +170,10 @@ class Router:
         """No longer ready, and no new requests; those that run end."""
         self._draining = True
 
+    def give_up(self) -> None:
+        """Requests that are still open end with an error that says why."""
+        self._dispatcher.fail_all(lambda: Draining("the router went down before the answer was complete"))
+
     async def idle(self) -> None:
         """Until no request is open."""
         while self._num_open:
@@ -228,7 +232,7 @@ class Router:
     async def aclose(self) -> None:
         """Ends what still runs with an error, then every connection."""
         self.drain()
-        self._dispatcher.fail_all(lambda: Draining("the router went down before the answer was complete"))
+        self.give_up()
         async with self._membership_lock:
             for replica in list(self._views):
                 await self._remove(replica)

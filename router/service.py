@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from router.models.served_models import ServedModels
 
 T = TypeVar("T")
+LAST_WORDS_S = 1.0  # for telling those who are still there at the end of a drain
 CLOSE_GRACE_S = 1.0  # for connections when nothing was drained
 MEET_TIMEOUT_S = (
     600.0  # a controller that has long given up cannot end the call, and it takes one of the actor's threads
@@ -61,10 +62,14 @@ class RouterService:
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     async def drain(self, grace_s: float) -> None:
-        """Readiness goes, then new requests, then the running ones end or the time is over."""
-        assert self._server is not None, "drained before it listens"
+        """Readiness goes, then new requests, then the running ones end; or the time is over, and they are told so."""
+        assert self._server is not None and self._loop is not None, "drained before it listens"
         self._models.drain()
-        await self._server.aclose(grace_s)
+        giving_up = self._loop.call_later(grace_s, self._models.give_up)
+        try:
+            await self._server.aclose(grace_s + LAST_WORDS_S)
+        finally:
+            giving_up.cancel()
 
     async def drain_replica(self, replica_id: str, deadline_s: float) -> bool:
         """See `Router.drain_replica`."""

@@ -36,7 +36,7 @@ class ServedModels:
         self._read = read  # on a thread
         self._versions: dict[str, ModelVersion] = {}
         self._loads: dict[ModelVersion, asyncio.Task[None]] = {}  # those that go on
-        self._leaves: set[asyncio.Task[None]] = set()
+        self._leaves: dict[asyncio.Task[None], ModelVersion] = {}
         self._counters: defaultdict[str, RouterCounters] = defaultdict(
             RouterCounters
         )  # by name: they never fall
@@ -113,8 +113,8 @@ class ServedModels:
         if version.router is not None:
             self._catalog.remove(version.served.version)
         task = asyncio.create_task(version.leave())
-        self._leaves.add(task)
-        task.add_done_callback(self._leaves.discard)
+        self._leaves[task] = version
+        task.add_done_callback(self._leaves.pop)
 
     def _show_missing(self) -> None:
         here = {version.served.name for version in self._versions.values() if version.router is not None}
@@ -169,6 +169,12 @@ class ServedModels:
         self._catalog.drain()
         for router in self._routers():
             router.drain()
+
+    def give_up(self) -> None:
+        """Requests that are still open end with an error, in versions that are on their way out too."""
+        for version in (*self._versions.values(), *self._leaves.values()):
+            if version.router is not None:
+                version.router.give_up()
 
     async def aclose(self) -> None:
         """What still runs ends with an error, in versions that were on their way out too."""

@@ -19,6 +19,10 @@ from protocol.errors import InvalidRequest
         ({"routers": {"prot": 1}}, "did you mean 'routers.port'?"),
         ({"pipeline_parallel_size": 2}, "there is no key 'pipeline_parallel_size': layers are not spread"),
         ({"data_parallel_size": 2}, "there is no key 'data_parallel_size': set replicas"),
+        (
+            {"kv_offloading_size": 4},
+            "'kv_offloading_size': a worker's KV lies in one pool, sized by kv_cache",
+        ),
         ({"zzz": 1}, "there is no key 'zzz'; it takes models, routers, "),
         ({"replicas": -1}, "replicas: Input should be greater than or equal to 0"),
         ({"replicas": "two"}, "replicas: Input should be a valid integer"),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import socket
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -116,6 +118,21 @@ def test_after_a_drain_nobody_is_let_in(service: RouterService) -> None:
     service.call(service.drain(5.0)).result(30)
     with pytest.raises(urllib.error.URLError, match="refused"):
         status_of(service, "/liveness")
+
+
+def test_who_still_waits_at_the_end_of_a_drain_is_told_so(service: RouterService) -> None:
+    host, port = service.address.result(60)
+    client = http.client.HTTPConnection(host, port, timeout=30)
+    client.request(
+        "POST", "/v1/completions", json.dumps({"prompt": "Once"}), {"content-type": "application/json"}
+    )
+    while not service.call(service.demand()).result(10)[0].num_waiting:
+        time.sleep(0.01)
+    drain = service.call(service.drain(0.2))
+    response = client.getresponse()
+    assert response.status == 503
+    assert json.load(response)["error"]["code"] == "draining"
+    drain.result(30)
 
 
 async def test_a_taken_port_is_what_address_raises() -> None:
