@@ -10,15 +10,17 @@ each version of triton that it was run with, the others' are kept.
 from __future__ import annotations
 
 import json
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from datetime import UTC, datetime
+from multiprocessing import get_context
 from pathlib import Path
 
 import triton
 from report import print_header
 from tqdm import tqdm
 
-from kernels.gpu.compilation import TARGETS, Compiled, Usage, chosen_configurations, measure
+from kernels.gpu.compilation import TARGETS, Compiled, Usage, chosen_configurations, measure_all
 
 TABLE = Path(__file__).resolve().parent / "results" / "kernels-compile.json"
 
@@ -29,11 +31,10 @@ def main() -> None:
         triton=triton.__version__,
         cells="registers per thread, bytes of shared memory, matrix instruction; bytes spilled where it is not 0",
     )
-    usages = {
-        (compiled.name, target): measure(compiled, target)
-        for compiled in tqdm(chosen_configurations(), unit="kernel")
-        for target in compiled.targets
-    }
+    chosen = [(compiled, target) for compiled in chosen_configurations() for target in compiled.targets]
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        measuring = measure_all(chosen, pool)
+        usages = {key: measuring[key].result() for key in tqdm(measuring, unit="kernel")}
     write(usages)
     print_table(chosen_configurations(), usages)
 

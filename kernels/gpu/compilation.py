@@ -11,8 +11,10 @@ import pkgutil
 import re
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import triton
@@ -75,6 +77,22 @@ def chosen_configurations() -> list[Compiled]:
     names = sorted(module.name for module in pkgutil.iter_modules(kernels.gpu.__path__))
     modules = [importlib.import_module(f"kernels.gpu.{name}") for name in names]
     return [compiled for module in modules for compiled in getattr(module, "COMPILED", ())]
+
+
+def measure_all(
+    chosen: Iterable[tuple[Compiled, str]], pool: Executor
+) -> dict[tuple[str, str], Future[Usage]]:
+    """Of chosen configurations for targets, by name and target. `pool`: of processes, since compiling holds the GIL."""
+    return {(each.name, target): pool.submit(_measure_chosen, each.name, target) for each, target in chosen}
+
+
+def _measure_chosen(name: str, target: str) -> Usage:
+    return measure(_chosen_by_name()[name], target)
+
+
+@cache
+def _chosen_by_name() -> dict[str, Compiled]:
+    return {each.name: each for each in chosen_configurations()}
 
 
 def measure(compiled: Compiled, target: str) -> Usage:

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -23,6 +26,7 @@ from kernels.gpu.compilation import (
     Usage,
     chosen_configurations,
     measure,
+    measure_all,
 )
 
 pytestmark = pytest.mark.skipif(triton.knobs.runtime.interpret, reason="interpreted kernels are not compiled")
@@ -42,6 +46,16 @@ class Measured:
     usage: Usage
 
 
+@pytest.fixture(scope="module")
+def usages(request: pytest.FixtureRequest) -> Iterator[dict[tuple[str, str], Future[Usage]]]:
+    """Of all that will be asked for, compiled on all cores: by far the longest work of these tests."""
+    given = (getattr(item, "callspec", None) for item in request.session.items)
+    chosen = [each.params["measured"] for each in given if each is not None and "measured" in each.params]
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        by_name = {(compiled.name, target): (compiled, target) for compiled, target in chosen}
+        yield measure_all(by_name.values(), pool)
+
+
 @pytest.fixture(
     scope="module",
     params=[
@@ -50,9 +64,9 @@ class Measured:
         for target in compiled.targets
     ],
 )
-def measured(request: pytest.FixtureRequest) -> Measured:
+def measured(request: pytest.FixtureRequest, usages: dict[tuple[str, str], Future[Usage]]) -> Measured:
     compiled, target = request.param
-    return Measured(compiled, target, measure(compiled, target))
+    return Measured(compiled, target, usages[compiled.name, target].result())
 
 
 def test_nothing_spills(measured: Measured) -> None:
