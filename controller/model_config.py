@@ -77,6 +77,8 @@ class ModelConfig(Section):
     tensor_parallel_size: int = Field(default=1, ge=1, le=64)
     device: str = "auto"
     dtype: str = "auto"
+    quantization: str | None = None
+    kv_cache_dtype: str = "auto"
     max_model_len: int | None = None
     block_size: int | None = None
     kv_cache_memory_bytes: int | None = None

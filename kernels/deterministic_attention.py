@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from kernels.attention_variant import AttentionVariant, QueryRow
-from kernels.kv_gather import Scratch, gather_blocks
+from kernels.kv_gather import Fp8Reader, PlainReader, WidenedReader
 from kernels.tile_attention import KeyTiles, TileAttention
 
 # Keys of a tile, whole blocks and whole vectors, so that no operator meets a rest that it would compute otherwise. 128
@@ -62,7 +62,12 @@ class DeterministicAttention:
     """Owns scratch memory. One per variant and runner; not for two threads."""
 
     def __init__(
-        self, variant: AttentionVariant, dtype: torch.dtype, block_size: int, token_elements: int
+        self,
+        variant: AttentionVariant,
+        dtype: torch.dtype,
+        block_size: int,
+        token_elements: int,
+        fp8_kv: bool = False,
     ) -> None:
         """`token_elements`: of one token's keys and values in one layer of this rank."""
         self._variant = variant
@@ -70,8 +75,7 @@ class DeterministicAttention:
         self._block_size = block_size
         self._key_tile = math.lcm(block_size, _KEY_TILE)
         self._max_group_tiles = _MAX_GROUP_BYTES // (self._key_tile * token_elements * 4)
-        self._gathered = Scratch(dtype)
-        self._widened = Scratch(torch.float32)
+        self._blocks = _reader(dtype, fp8_kv)
         self._tiles = TileAttention(variant)
 
     def plan(
@@ -178,7 +182,10 @@ class DeterministicAttention:
 
     def _attend(self, q: Tensor, kv: Tensor, part: _Part) -> Tensor:
         kv_heads, head_dim = kv.shape[1], kv.shape[4]
-        keys_and_values = self._read(kv, part)
+        # Never a view of the pool: the start is aligned, wherever the blocks lie.
+        keys_and_values = self._blocks.gather(kv, part.block_ids).view(
+            2, kv_heads, part.num_rows, part.num_tiles, self._key_tile, head_dim
+        )
         group = q.shape[1] // kv_heads
         scaled = q.float().mul(self._variant.scale)
         queries = scaled.view(part.num_rows, -1, kv_heads, group, head_dim).permute(2, 0, 3, 1, 4)
@@ -195,12 +202,12 @@ class DeterministicAttention:
         out = outputs[0] if len(outputs) == 1 else torch.cat(outputs, 3)
         return out.permute(1, 3, 0, 2, 4).reshape(len(q), -1).to(self._dtype)
 
-    def _read(self, kv: Tensor, part: _Part) -> Tensor:  # [2, kv_heads, rows, tiles, keys, head_dim] fp32
-        """Always in a scratch, never a view of the pool: its start is aligned, wherever the blocks lie."""
-        blocks = gather_blocks(kv, part.block_ids, self._gathered)
-        if blocks.dtype != torch.float32:
-            blocks = self._widened.take(blocks.shape).copy_(blocks)
-        return blocks.view(2, kv.shape[1], part.num_rows, part.num_tiles, self._key_tile, kv.shape[4])
+
+def _reader(dtype: torch.dtype, fp8_kv: bool) -> PlainReader | WidenedReader | Fp8Reader:
+    """Into fp32."""
+    if fp8_kv:
+        return Fp8Reader(torch.float32)
+    return PlainReader(dtype) if dtype == torch.float32 else WidenedReader(dtype)
 
 
 def _num_queries(num_keys: int) -> int:

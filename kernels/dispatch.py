@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -21,11 +22,12 @@ from kernels.deterministic_activations import (
 )
 from kernels.deterministic_attention import DeterministicAttention
 from kernels.deterministic_linear import DeterministicPacker
-from kernels.experts import choose_experts, run_experts
+from kernels.experts import GroupedExperts, PackExperts, choose_experts
+from kernels.fp8_linear import Fp8Packer
 from kernels.layer_norm import layer_norm
 from kernels.linear import Linear, LinearPacker
 from kernels.paged_attention import TorchPagedAttention
-from kernels.rope_kv_write import kv_write, rope_kv_write
+from kernels.rope_kv_write import kv_write, kv_write_fp8, rope_kv_write, rope_kv_write_fp8
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +44,10 @@ class Kernels:
     activations: Mapping[str, Activate]
     gated_activations: Mapping[str, Activate]
     choose_experts: Callable[[Tensor, int, bool], tuple[Tensor, Tensor]]
-    run_experts: Callable[[Tensor, Tensor, Tensor, Sequence[Linear]], Tensor]
     copy_blocks: Callable[[Tensor, Tensor, Tensor], None]
     pack_linear: Callable[[Tensor, Tensor | None], Linear]
+    pack_layer_linear: Callable[[Tensor, Tensor | None], Linear]  # of attention and MLPs: fp8 where asked for
+    pack_experts: PackExperts  # fp8 where asked for
 
 
 def select_kernels(
@@ -53,15 +56,21 @@ def select_kernels(
     token_elements: int,
     variants: Sequence[AttentionVariant],
     deterministic: bool = False,
+    fp8_kv: bool = False,
+    fp8_weights: bool = False,
 ) -> Kernels:
     """`token_elements`: of one token's keys and values in one layer of this rank. `deterministic`: what an operator
-    makes of a row has the same bits whatever rows it is called with."""
+    makes of a row has the same bits whatever rows it is called with. `fp8_kv`: the pool is of float8_e4m3fn;
+    `fp8_weights`: so is what layers multiply with."""
     attention = DeterministicAttention if deterministic else TorchPagedAttention
     packer = DeterministicPacker(dtype) if deterministic else LinearPacker(dtype)
+    pack_layer = Fp8Packer(deterministic).pack if fp8_weights else packer.pack
     return Kernels(
-        attentions=tuple(attention(variant, dtype, block_size, token_elements) for variant in variants),
-        rope_kv_write=rope_kv_write,
-        kv_write=kv_write,
+        attentions=tuple(
+            attention(variant, dtype, block_size, token_elements, fp8_kv) for variant in variants
+        ),
+        rope_kv_write=rope_kv_write_fp8 if fp8_kv else rope_kv_write,
+        kv_write=kv_write_fp8 if fp8_kv else kv_write,
         add_rms_norm=add_rms_norm,
         rms_norm=rms_norm,
         rms_norm_heads=rms_norm_heads,
@@ -69,9 +78,10 @@ def select_kernels(
         activations=DETERMINISTIC_ACTIVATIONS if deterministic else ACTIVATIONS,
         gated_activations=DETERMINISTIC_GATED_ACTIVATIONS if deterministic else GATED_ACTIVATIONS,
         choose_experts=choose_experts,
-        run_experts=run_experts,
         copy_blocks=copy_blocks,
         pack_linear=packer.pack,
+        pack_layer_linear=pack_layer,
+        pack_experts=partial(GroupedExperts, pack=pack_layer),
     )
 
 

@@ -1,6 +1,7 @@
-"""Keys and values of whole blocks, read from the pool as one contiguous matrix per head. Part of `paged_attention.py`.
+"""Keys and values of whole blocks, read from the pool as one contiguous matrix per head. Part of `paged_attention.py`
+and of `deterministic_attention.py`.
 
-The pool's heads come before its blocks for this purpose.
+The pool's heads come before its blocks for this purpose. Which reader an attention has is decided when it is made.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+_SIGN_AND_SEVEN = 0b1011_1111_1000_0000 - (1 << 16)  # of an int16
 
 
 class Scratch:
@@ -25,17 +28,64 @@ class Scratch:
         return self._memory[:num_elements].view(*shape)
 
 
-def gather_blocks(
-    kv: Tensor,  # [2, kv_heads, num_blocks, block_size, head_dim]
-    block_ids: Tensor,  # [blocks] int64
-    scratch: Scratch,
-) -> Tensor:  # [2, kv_heads, blocks, block_size, head_dim], in the scratch
-    """Whole blocks: copying token by token is several times slower."""
-    _, heads, num_blocks, block_size, head_dim = kv.shape
-    flat = kv.view(2 * heads, num_blocks, block_size * head_dim)
-    out = scratch.take((2 * heads, len(block_ids), block_size * head_dim))
-    torch.index_select(flat, 1, block_ids, out=out)
-    return out.view(2, heads, -1, block_size, head_dim)
+class PlainReader:
+    """Of a pool that holds numbers as they are computed with. What a reader returns stays until its next read."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._gathered = Scratch(dtype)
+
+    def gather(
+        self,
+        kv: Tensor,  # [2, kv_heads, num_blocks, block_size, head_dim]
+        block_ids: Tensor,  # [blocks] int64
+    ) -> Tensor:  # [2, kv_heads, blocks, block_size, head_dim], from an aligned address on
+        """Whole blocks: copying token by token is several times slower."""
+        _, heads, num_blocks, block_size, head_dim = kv.shape
+        flat = kv.view(2 * heads, num_blocks, block_size * head_dim)
+        out = self._gathered.take((2 * heads, len(block_ids), block_size * head_dim))
+        torch.index_select(flat, 1, block_ids, out=out)
+        return out.view(2, heads, -1, block_size, head_dim)
+
+    def neighbours(self, kv: Tensor, first: int, num_blocks: int) -> Tensor:
+        """Blocks that lie side by side: a view of the pool."""
+        return kv[:, :, first : first + num_blocks]
+
+
+class WidenedReader:
+    """The same, in fp32."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._stored = PlainReader(dtype)
+        self._widened = Scratch(torch.float32)
+
+    def gather(self, kv: Tensor, block_ids: Tensor) -> Tensor:
+        blocks = self._stored.gather(kv, block_ids)
+        return self._widened.take(blocks.shape).copy_(blocks)
+
+
+class Fp8Reader:
+    """Of a pool of float8_e4m3fn, whose bits are those of an fp16 number 256 times smaller: sign | 0 | the other seven.
+
+    Torch's own conversion takes 14 times as long, a number at a time. A NaN becomes 480.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._stored = PlainReader(torch.int8)
+        self._bits = Scratch(torch.int16)
+        self._widened = Scratch(torch.float32)
+        self._narrowed = None if dtype == torch.float32 else Scratch(dtype)
+
+    def gather(self, kv: Tensor, block_ids: Tensor) -> Tensor:
+        return self._widen(self._stored.gather(kv.view(torch.int8), block_ids))
+
+    def neighbours(self, kv: Tensor, first: int, num_blocks: int) -> Tensor:
+        return self._widen(self._stored.neighbours(kv.view(torch.int8), first, num_blocks))
+
+    def _widen(self, stored: Tensor) -> Tensor:
+        bits = self._bits.take(stored.shape).copy_(stored)  # the sign fills the upper half
+        halves = bits.bitwise_left_shift_(7).bitwise_and_(_SIGN_AND_SEVEN).view(torch.float16)
+        numbers = self._widened.take(stored.shape).copy_(halves).mul_(256.0)
+        return numbers if self._narrowed is None else self._narrowed.take(stored.shape).copy_(numbers)
 
 
 def first_of_consecutive(block_ids: Tensor) -> int | None:

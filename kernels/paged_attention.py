@@ -19,7 +19,7 @@ from torch import Tensor
 from kernels.attention_masks import AttentionMasks
 from kernels.attention_products import products_of
 from kernels.attention_variant import AttentionVariant, QueryRow
-from kernels.kv_gather import Scratch, blocks_of_rows, first_of_consecutive, gather_blocks
+from kernels.kv_gather import Fp8Reader, PlainReader, blocks_of_rows, first_of_consecutive
 
 __all__ = ["AttentionPlan", "AttentionVariant", "QueryRow", "TorchPagedAttention"]
 
@@ -76,7 +76,12 @@ class TorchPagedAttention:
     """Owns scratch memory for gathered blocks and masks. One per variant and runner; not for two threads."""
 
     def __init__(
-        self, variant: AttentionVariant, dtype: torch.dtype, block_size: int, token_elements: int
+        self,
+        variant: AttentionVariant,
+        dtype: torch.dtype,
+        block_size: int,
+        token_elements: int,
+        fp8_kv: bool = False,
     ) -> None:
         """`token_elements`: of one token's keys and values in one layer of this rank."""
         self._variant = variant
@@ -85,7 +90,7 @@ class TorchPagedAttention:
         self._dtype = dtype
         self._block_size = block_size
         self._max_group_blocks = _MAX_GROUP_BYTES // (block_size * token_elements * dtype.itemsize)
-        self._gathered = Scratch(dtype)
+        self._blocks = Fp8Reader(dtype) if fp8_kv else PlainReader(dtype)
         self._tile = _tile_for(variant)
         self._masks = AttentionMasks(variant, dtype, self._tile)
         self._products = products_of(variant, dtype)
@@ -168,11 +173,11 @@ class TorchPagedAttention:
         return out.transpose(0, 1).reshape(q.shape[0], -1).to(self._dtype)
 
     def _read(self, kv: Tensor, group: _Group) -> Tensor:
-        """Keys and values as [2, kv_heads, num_rows, keys, head_dim]: a view of the pool, or of the scratch."""
+        """Keys and values as [2, kv_heads, num_rows, keys, head_dim]."""
         if group.first_block is not None:
-            blocks = kv[:, :, group.first_block : group.first_block + len(group.block_ids)]
+            blocks = self._blocks.neighbours(kv, group.first_block, len(group.block_ids))
         else:
-            blocks = gather_blocks(kv, group.block_ids, self._gathered)
+            blocks = self._blocks.gather(kv, group.block_ids)
         rows = blocks.view(2, kv.shape[1], group.num_rows, -1, kv.shape[4])
         return rows[:, :, :, group.keys]
 

@@ -3,11 +3,13 @@
     rotated = x · cos + roll(x, dims / 2) · sin        over a head's first dims; sin carries the minus of its first half
 
 A slot is block · block_size + offset. One call per layer, over the packed projection [q | k | v]. Where positions are
-not rotary, only the second half is done.
+not rotary, only the second half is done. A pool of fp8 keeps fp8(clamp(x)): what is beyond its largest number becomes
+that number. No scale goes with it, since eight bits with an exponent are as exact at 0.02 as at 448.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -15,22 +17,47 @@ def rope_kv_write(
     qkv: Tensor,  # [tokens, q_heads + 2 · kv_heads, head_dim], q and k are rotated in place
     cos: Tensor,  # [tokens, 1, dims], dims <= head_dim: what lies behind is left as it is
     sin: Tensor,  # [tokens, 1, dims]
-    kv: Tensor,  # [2, kv_heads, num_blocks, block_size, head_dim], written
+    kv: Tensor,  # [2, kv_heads, num_blocks, block_size, head_dim] of qkv's dtype, written
     slots: Tensor,  # [tokens] int64
 ) -> None:
-    rotated, dims = qkv[:, : -kv.shape[1]], cos.shape[2]
-    if dims < rotated.shape[2]:
-        rotated = rotated[:, :, :dims]
-    rolled = rotated.roll(dims // 2, -1)
-    rotated.mul_(cos).addcmul_(rolled, sin)
+    _rotate(qkv, cos, sin, kv.shape[1])
     kv_write(qkv, kv, slots)
 
 
 def kv_write(
     qkv: Tensor,  # [tokens, q_heads + 2 · kv_heads, head_dim]
-    kv: Tensor,  # [2, kv_heads, num_blocks, block_size, head_dim], written
+    kv: Tensor,  # [2, kv_heads, num_blocks, block_size, head_dim] of qkv's dtype, written
     slots: Tensor,  # [tokens] int64
 ) -> None:
     kv_heads, head_dim = kv.shape[1], kv.shape[4]
     new = qkv[:, -2 * kv_heads :].view(-1, 2, kv_heads, head_dim)
     kv.flatten(2, 3).index_copy_(2, slots, new.permute(1, 2, 0, 3))
+
+
+def rope_kv_write_fp8(
+    qkv: Tensor,  # [tokens, q_heads + 2 · kv_heads, head_dim], q and k are rotated in place
+    cos: Tensor,  # [tokens, 1, dims]
+    sin: Tensor,  # [tokens, 1, dims]
+    kv: Tensor,  # [2, kv_heads, num_blocks, block_size, head_dim] fp8, written
+    slots: Tensor,  # [tokens] int64
+) -> None:
+    _rotate(qkv, cos, sin, kv.shape[1])
+    kv_write_fp8(qkv, kv, slots)
+
+
+def kv_write_fp8(
+    qkv: Tensor,  # [tokens, q_heads + 2 · kv_heads, head_dim]
+    kv: Tensor,  # [2, kv_heads, num_blocks, block_size, head_dim] fp8, written
+    slots: Tensor,  # [tokens] int64
+) -> None:
+    new, largest = qkv[:, -2 * kv.shape[1] :].float(), torch.finfo(kv.dtype).max
+    # As bytes: torch copies no fp8 by indices.
+    kv_write(new.clamp(-largest, largest).to(kv.dtype).view(torch.uint8), kv.view(torch.uint8), slots)
+
+
+def _rotate(qkv: Tensor, cos: Tensor, sin: Tensor, kv_heads: int) -> None:
+    rotated, dims = qkv[:, :-kv_heads], cos.shape[2]
+    if dims < rotated.shape[2]:
+        rotated = rotated[:, :, :dims]
+    rolled = rotated.roll(dims // 2, -1)
+    rotated.mul_(cos).addcmul_(rolled, sin)

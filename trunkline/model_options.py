@@ -14,6 +14,10 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     engine.add_argument("--tensor-parallel-size", "-tp", type=int, metavar="N", help="workers of one replica")
     engine.add_argument("--device", help="auto (a GPU where there is one), cpu or cuda")
     engine.add_argument("--dtype", help="auto, float32, bfloat16 or float16")
+    engine.add_argument(
+        "--quantization", help="fp8: weights and what they are multiplied with (default: none)"
+    )
+    engine.add_argument("--kv-cache-dtype", help="auto (the model's) or fp8")
     engine.add_argument("--max-model-len", type=int, metavar="TOKENS", help="prompt and answer together")
     engine.add_argument("--block-size", type=int, metavar="TOKENS", help="of one block of KV")
     engine.add_argument("--kv-cache-memory-bytes", type=int, metavar="BYTES", help="of each worker's pool")
@@ -52,6 +56,8 @@ ENGINE_OPTIONS = (
     "tensor_parallel_size",
     "device",
     "dtype",
+    "quantization",
+    "kv_cache_dtype",
     "max_model_len",
     "block_size",
     "kv_cache_memory_bytes",

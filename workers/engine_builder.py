@@ -36,6 +36,8 @@ def build_runner(
     runner_config = RunnerConfig(
         directory=source.directory,
         dtype=config.dtype,
+        quantization=config.quantization,
+        kv_cache_dtype=config.kv_cache_dtype,
         block_size=config.block_size_on(device.type),
         max_model_len=config.max_model_len,
         kv_cache_memory_bytes=config.kv_cache_memory_bytes,

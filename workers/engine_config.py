@@ -11,6 +11,8 @@ from protocol.errors import InvalidRequest
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 LOAD_FORMATS = ("auto", "safetensors", "dummy")
+QUANTIZATIONS = (None, "fp8")
+KV_CACHE_DTYPES = ("auto", "fp8")
 DEVICES = ("auto", "cpu", "cuda")
 BLOCK_SIZES = {"cpu": 16, "cuda": 64}  # by themselves
 
@@ -24,6 +26,10 @@ class EngineConfig:
     tensor_parallel_size: int = 1
     device: str = "auto"  # a GPU where there is one
     dtype: str = "auto"
+    quantization: str | None = (
+        None  # of the weights, as they are loaded, and of what they are multiplied with
+    )
+    kv_cache_dtype: str = "auto"  # that of the model
     max_model_len: int | None = None
     block_size: int | None = None
     kv_cache_memory_bytes: int | None = None
@@ -40,6 +46,12 @@ class EngineConfig:
     def __post_init__(self) -> None:
         _check(self.device in DEVICES, "device", f"must be one of {', '.join(DEVICES)}")
         _check(self.dtype in DTYPES, "dtype", f"must be one of {', '.join(DTYPES)}")
+        _check(self.quantization in QUANTIZATIONS, "quantization", "must be fp8, or left out")
+        _check(
+            self.kv_cache_dtype in KV_CACHE_DTYPES,
+            "kv_cache_dtype",
+            f"must be one of {', '.join(KV_CACHE_DTYPES)}",
+        )
         _check(self.load_format in LOAD_FORMATS, "load_format", f"must be one of {', '.join(LOAD_FORMATS)}")
         _check(self.tensor_parallel_size >= 1, "tensor_parallel_size", "must be at least 1")
         _check(self.max_num_seqs >= 1, "max_num_seqs", "must be at least 1")

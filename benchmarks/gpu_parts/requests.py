@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import random
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
-from protocol.messages import Submit
+from protocol.messages import Submit, TokenLogprob
 from protocol.sampling import SamplingParams
 from protocol.token_rows import TokenRows
 from protocol.tokens import pack_tokens
@@ -30,15 +31,27 @@ def first_token_s(engine: Engine, prompt: list[int], name: str) -> float:
     return time.perf_counter() - begun_s
 
 
-def greedy_tokens(engine: Engine, prompt: list[int], count: int) -> list[int]:
-    sampling = SamplingParams(temperature=0.0, max_tokens=count, ignore_eos=True, seed=0)
-    engine.submit(Submit("greedy", pack_tokens(prompt), sampling))
-    rows, tokens = TokenRows(), list[int]()
+@dataclass(slots=True)
+class Answer:
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+
+
+def answer(
+    engine: Engine, prompts: Sequence[list[int]], count: int, logprobs: int | None = None
+) -> list[Answer]:
+    """Of all prompts at once: `count` greedy tokens each."""
+    sampling = SamplingParams(temperature=0.0, max_tokens=count, ignore_eos=True, seed=0, logprobs=logprobs)
+    for place, prompt in enumerate(prompts):
+        engine.submit(Submit(str(place), pack_tokens(prompt), sampling))
+    rows, answers = TokenRows(), [Answer() for _ in prompts]
     while engine.has_work:
         report = engine.step()
         for output in rows.expand(report.outputs, report.rows, report.tokens):
-            tokens += output.token_ids
-    return tokens
+            found = answers[int(output.request_id)]
+            found.token_ids += output.token_ids
+            found.logprobs += output.logprobs or ()
+    return answers
 
 
 def offline_s(engine: Engine, load: OfflineLoad, seed: int) -> tuple[float, int]:

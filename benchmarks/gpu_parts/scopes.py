@@ -19,6 +19,7 @@ class Scope:
     chunks: tuple[int, ...]
     hit: int  # tokens of the prompt all but 64 of which are cached
     offline: OfflineLoad
+    compared: OfflineLoad  # requests alike
     max_num_seqs: int
     max_num_batched_tokens: int
 
@@ -33,6 +34,7 @@ SCOPES = {
         (512, 2048, 8192, 32_768),
         32_768,
         OfflineLoad(256, (100, 1024), (100, 1024)),
+        OfflineLoad(64, (1024, 1024), (128, 128)),
         256,
         32_768,
     ),
@@ -45,11 +47,22 @@ SCOPES = {
         (2048, 8192),
         32_768,
         OfflineLoad(64, (100, 512), (50, 100)),
+        OfflineLoad(32, (1024, 1024), (64, 64)),
         256,
         8192,
     ),
     ("cpu", True): Scope(
-        TINY, torch.float32, 8, (1, 4), (64,), (128,), 512, OfflineLoad(8, (10, 50), (5, 20)), 8, 256
+        TINY,
+        torch.float32,
+        8,
+        (1, 4),
+        (64,),
+        (128,),
+        512,
+        OfflineLoad(8, (10, 50), (5, 20)),
+        OfflineLoad(4, (32, 32), (8, 8)),
+        8,
+        256,
     ),
     ("cpu", False): Scope(
         TINY,
@@ -60,6 +73,7 @@ SCOPES = {
         (128, 256),
         1024,
         OfflineLoad(32, (10, 100), (10, 50)),
+        OfflineLoad(16, (64, 64), (32, 32)),
         8,
         256,
     ),

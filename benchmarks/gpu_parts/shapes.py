@@ -58,13 +58,18 @@ class Shape:
         """Of one token's keys and values."""
         return 2 * self.layers * self.kv_heads * self.head_dim * itemsize
 
-    def decode_floor_s(self, rows: int, length: int, itemsize: int, ceilings: Ceilings) -> float:
-        """Weights are read or multiplied, whichever takes longer; then each row's keys and values are read."""
-        parameters = self.layer_parameters + self.head_parameters
-        weights_s = max(
-            parameters * itemsize / ceilings.read_bytes_per_s, 2 * parameters * rows / ceilings.flops
-        )
-        return weights_s + rows * length * self.token_bytes(itemsize) / ceilings.read_bytes_per_s
+    def decode_floor_s(
+        self, rows: int, length: int, itemsizes: tuple[int, int, int], ceilings: Ceilings
+    ) -> float:
+        """Weights are read or multiplied, whichever takes longer; then each row's keys and values are read.
+
+        `itemsizes`: of layers' weights, of the head's, of keys and values. Eight bits are multiplied twice as fast.
+        """
+        layer, head, kv = itemsizes
+        read = self.layer_parameters * layer + self.head_parameters * head
+        multiplied = 2 * rows * (self.layer_parameters * min(layer, 2) / 2 + self.head_parameters)
+        weights_s = max(read / ceilings.read_bytes_per_s, multiplied / ceilings.flops)
+        return weights_s + rows * length * self.token_bytes(kv) / ceilings.read_bytes_per_s
 
     def prefill_floor_s(self, tokens: int, before: int, itemsize: int, ceilings: Ceilings) -> float:
         """Of so many tokens behind others that are cached. One of them draws."""

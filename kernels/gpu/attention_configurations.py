@@ -56,7 +56,7 @@ class _Use:
             "tiles_ptr": "*i32",
             "starts_ptr": "*i32",
             "slopes_ptr": "*fp32" if self.variant.alibi_slopes else None,
-            "kv_scales_ptr": "*fp32" if self.float8 else None,
+            "kv_scales_ptr": None,
             "sums_ptr": "*fp32",
             "stats_ptr": "*fp32",
             **dict.fromkeys(_INTEGERS, "i32"),
@@ -106,8 +106,12 @@ _USES = (
     _Use("prefill", False),
     _Use("prefill", False, float8=True, targets=tuple(_FLOAT8)),
     _Use("deterministic", True, deterministic=True),
+    _Use("deterministic", True, float8=True, deterministic=True, targets=tuple(_FLOAT8)),
     _Use("decode Gemma 2", True, group=2, head_dim=256, variant=_GEMMA_2),
     _Use("prefill Gemma 2", False, group=2, head_dim=256, variant=_GEMMA_2),
+    _Use(
+        "prefill Gemma 2", False, group=2, head_dim=256, variant=_GEMMA_2, float8=True, targets=tuple(_FLOAT8)
+    ),
     _Use("decode Falcon", True, group=1, head_dim=64, variant=_FALCON, targets=("sm_90", "gfx942")),
     _Use("prefill Phi 3", False, group=1, head_dim=96, targets=("sm_90",)),
 )

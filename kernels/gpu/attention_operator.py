@@ -65,10 +65,8 @@ class TritonPagedAttention:
         kv: Tensor,  # [2, num_blocks, kv_heads, block_size, head_dim]
         plan: TritonAttentionPlan,
     ) -> Tensor:  # [tokens, q_heads · head_dim]
-        if plan.out is None:
-            out = torch.empty_like(q, memory_format=torch.contiguous_format)
-        else:
-            out = plan.out[: len(q)]
+        own = torch.empty_like(q, memory_format=torch.contiguous_format) if plan.out is None else plan.out
+        out = own[: len(q)]
         for each in plan.launches:
             paged_attention(
                 self._variant,

@@ -36,7 +36,7 @@ def attention_shapes(
     head_dim: int,
     dtype: torch.dtype,
     deterministic: bool,
-    eight_bits: bool = False,  # of stored keys and values, which are widened in registers
+    fp8_kv: bool = False,  # keys and values are widened in registers
 ) -> tuple[AttentionShape, AttentionShape]:
     """Of rows that decode, and of others: equal if `deterministic`."""
     if dtype == torch.float32:  # no matrix instruction keeps its precision
@@ -44,21 +44,24 @@ def attention_shapes(
         return shape, shape
     if deterministic:
         # Two sums of results at a time, one to be merged into the other: of wide heads, only 32 rows fit the registers.
-        shape = _many_rows(target, _rows(group, 32 if head_dim > 128 else 64), head_dim, ONE_SHAPE_SPLIT)
+        shape = _many_rows(
+            target, _rows(group, 32 if head_dim > 128 else 64), head_dim, ONE_SHAPE_SPLIT, fp8_kv
+        )
         return shape, shape
-    prefill = _many_rows(target, _rows(group, 64 if head_dim > 128 else 128), head_dim, PREFILL_SPLIT)
+    prefill = _many_rows(target, _rows(group, 64 if head_dim > 128 else 128), head_dim, PREFILL_SPLIT, fp8_kv)
     if group > 32:
-        return _many_rows(target, _rows(group, 64), head_dim, DECODE_SPLIT), prefill
-    block_n, num_warps = (32 if head_dim > 128 else 64), (8 if eight_bits else 4)
+        return _many_rows(target, _rows(group, 64), head_dim, DECODE_SPLIT, fp8_kv), prefill
+    block_n, num_warps = (32 if head_dim > 128 else 64), (8 if fp8_kv else 4)
     return AttentionShape(_rows(group, 16), block_n, num_warps, 3, DECODE_SPLIT), prefill
 
 
-def _many_rows(target: str, block_m: int, head_dim: int, split_tokens: int) -> AttentionShape:
+def _many_rows(target: str, block_m: int, head_dim: int, split_tokens: int, fp8_kv: bool) -> AttentionShape:
     wide = target in _WIDE_TARGETS
+    block_n = 64 if wide and head_dim <= 128 else 32
+    if target == "gfx942" and fp8_kv and head_dim > 128:
+        block_n = 16  # what widens more keys than these does not fit the registers
     padded = head_dim.bit_count() > 1  # its masks take the registers that a third stage would
-    return AttentionShape(
-        block_m, 64 if wide and head_dim <= 128 else 32, 8, 2 if padded and not wide else 3, split_tokens
-    )
+    return AttentionShape(block_m, block_n, 8, 2 if padded and not wide else 3, split_tokens)
 
 
 def _rows(group: int, least: int) -> int:

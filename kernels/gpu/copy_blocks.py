@@ -17,7 +17,7 @@ from kernels.gpu.row_block import assert_packed
 _SHAPE = {"PAIRS": 16, "WORDS": 256}  # 32 words for each of 128 threads
 
 
-@triton.jit(do_not_specialize=["num_pairs"])  # else each is compiled thrice, in traffic
+@triton.jit(do_not_specialize=["num_pairs", "num_blocks"])  # else each is compiled thrice, in traffic
 def _copy_blocks_kernel(
     kv_ptr,  # [2, num_blocks, block_words] int32, written
     sources_ptr,  # [num_pairs]

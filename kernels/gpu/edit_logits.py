@@ -1,9 +1,10 @@
-"""Tokens that rows allow, forbid or favour, in place: what `workers/model/logit_edits.py` does in tensor operations.
+"""Tokens that rows forbid, allow or favour, and their logits in fp32, as `kernels/edited_rows.py` means it.
 
-    allowed    x_i -> -inf where bit i of the row's mask is 0
-    added      x_i -> x_i + value, for each (i, value) of the row's list, before the position that it holds until
+    held back    x -> x + FORBIDDEN      for marked tokens, before the position that they are held back until
+    bias         x -> x + bias           -inf where the bias is: a token that is not allowed
 
-Masks and lists lie in buffers that outlive a step, so that a graph can hold both launches.
+The logits stay as they are, for log-probabilities, which are of raw ones. What rows wish lies by row in buffers that
+outlive a step, so that a graph can hold the launch; of rows that do not ask nothing but the logits is read.
 """
 
 from __future__ import annotations
@@ -13,121 +14,90 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels import edited_rows
+from kernels.edited_rows import EditedRows
 from kernels.gpu.compilation import PINNED_OPTIONS, Compiled
+from kernels.gpu.row_block import assert_packed
+from kernels.gpu.sample_rounds import DTYPES
 
 _BLOCK = 2048  # logits of a program: four vectors of 16 bytes for each of 128 threads
-_LIST_BLOCK = 128
+
+FORBIDDEN = tl.constexpr(edited_rows.FORBIDDEN)
+RECORD = tl.constexpr(edited_rows.RECORD)
+_WISHES = tl.constexpr(edited_rows.WISHES)
+_BIASED = tl.constexpr(edited_rows.BIASED)
+_HELD_UNTIL = tl.constexpr(edited_rows.HELD_UNTIL)
+_HELD_BACK = tl.constexpr(edited_rows.HELD_BACK)
 
 
 @triton.jit
-def _allow_kernel(
-    logits_ptr,  # [rows, vocab_size] fp32, written
-    lines_ptr,  # [rows] int32: the row's line of masks, -1: it allows everything
-    masks_ptr,  # [lines, num_words] int32
+def _edit_kernel(
+    logits_ptr,  # [batch, vocab_size]
+    rows_ptr,  # [batch], -1: padding
+    positions_ptr,  # [batch]
+    records_ptr,  # [rows, RECORD] int32
+    biases_ptr,  # [rows, vocab_size] fp32
+    marks_ptr,  # [rows, vocab_size] int32
+    out_ptr,  # [batch, vocab_size] fp32, written
     row_stride,
     vocab_size,
-    num_words,
     BLOCK: tl.constexpr,
 ):
-    row = tl.program_id(0).to(tl.int64)
-    line = tl.load(lines_ptr + row).to(tl.int64)
-    if line >= 0:
-        ids = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-        mask = ids < vocab_size
-        words = tl.load(masks_ptr + line * num_words + ids // 32, mask, -1)  # (BLOCK)
-        forbidden = ((words >> (ids % 32)) & 1) == 0
-        tl.store(logits_ptr + row * row_stride + ids, -float("inf"), mask & forbidden)
+    place = tl.program_id(0).to(tl.int64)
+    row = tl.load(rows_ptr + place).to(tl.int64)
+    ids = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = ids < vocab_size
+    x = tl.load(logits_ptr + place * row_stride + ids, mask, 0.0).to(tl.float32)  # (BLOCK)
+    if row >= 0:
+        record_ptr = records_ptr + row * RECORD
+        if tl.load(positions_ptr + place) < tl.load(record_ptr + _HELD_UNTIL):
+            marks = tl.load(marks_ptr + row * vocab_size + ids, mask, 0)
+            x = tl.where((marks & _HELD_BACK) != 0, x + FORBIDDEN, x)
+        if (tl.load(record_ptr + _WISHES) & _BIASED) != 0:
+            biases = tl.load(biases_ptr + row * vocab_size + ids, mask, 0.0)
+            x = tl.where(biases == -float("inf"), biases, x + biases)  # whatever x is
+    tl.store(out_ptr + place * vocab_size + ids, x, mask)
 
 
-@triton.jit
-def _add_kernel(
-    logits_ptr,  # [rows, vocab_size] fp32, written
-    begins_ptr,  # [rows + 1] int32: where each row's list begins, and the end of the last
-    ids_ptr,  # [entries] int32, different within a row
-    values_ptr,  # [entries] fp32
-    until_ptr,  # [entries] int64, or None: always
-    positions_ptr,  # [rows], or None
-    row_stride,
-    BLOCK: tl.constexpr,
-):
-    row = tl.program_id(0).to(tl.int64)
-    end = tl.load(begins_ptr + row + 1)
-    for begin in range(tl.load(begins_ptr + row), end, BLOCK):
-        offs = begin + tl.arange(0, BLOCK)
-        mask = offs < end
-        if until_ptr is not None:
-            mask &= tl.load(positions_ptr + row) < tl.load(until_ptr + offs, mask, 0)
-        logit_ptrs = logits_ptr + row * row_stride + tl.load(ids_ptr + offs, mask, 0)  # (BLOCK)
-        tl.store(logit_ptrs, tl.load(logit_ptrs, mask) + tl.load(values_ptr + offs, mask), mask)
-
-
-def allow_tokens(
-    logits: Tensor,  # [rows, vocabulary] fp32, written
-    lines: Tensor,  # [rows] int32, -1: the row allows everything
-    masks: Tensor,  # [lines, at least vocabulary / 32] int32: bit i % 32 of word i // 32 is token i's
+def edit_logits(
+    logits: Tensor,  # [batch, vocabulary]
+    rows: Tensor,  # [batch] int32, -1: padding
+    positions: Tensor,  # [batch] int32 or int64, of the tokens to draw
+    edits: EditedRows,
+    out: Tensor,  # [batch, vocabulary] fp32, written
 ) -> None:
-    num_rows, vocab_size = logits.shape
-    _check(logits, lines)
-    assert masks.dtype == torch.int32 and masks.is_contiguous() and 32 * masks.shape[1] >= vocab_size
-    if num_rows:
-        _allow_kernel[(num_rows, triton.cdiv(vocab_size, _BLOCK))](
-            logits, lines, masks, logits.stride(0), vocab_size, masks.shape[1], _BLOCK, **PINNED_OPTIONS
-        )
+    batch, vocab_size = logits.shape
+    assert logits.stride(1) == 1, "a row's logits must follow each other"
+    assert out.dtype == torch.float32
+    assert_packed("out", out, batch, vocab_size)
+    assert_packed("rows", rows, batch)
+    assert_packed("positions", positions, batch)
+    for name, matrix in (("biases", edits.biases), ("marks", edits.marks)):
+        assert_packed(name, matrix, len(edits.records), vocab_size)
+    if batch:
+        _edit_kernel[(batch, triton.cdiv(vocab_size, _BLOCK))](
+            logits, rows, positions, edits.records, edits.biases, edits.marks, out,
+            logits.stride(0), vocab_size, _BLOCK, **PINNED_OPTIONS,
+        )  # fmt: skip
 
 
-def add_to_logits(
-    logits: Tensor,  # [rows, vocabulary] fp32, written
-    begins: Tensor,  # [rows + 1] int32: row r's entries are those from begins[r] to begins[r + 1]
-    ids: Tensor,  # [entries] int32, different within a row
-    values: Tensor,  # [entries] fp32
-    until: Tensor
-    | None = None,  # [entries] int64: an entry counts for tokens at positions before; None: always
-    positions: Tensor | None = None,  # [rows] int32 or int64, of the tokens to draw
-) -> None:
-    """Entries beyond the last row's are not looked at."""
-    _check(logits, begins[1:])
-    assert ids.dtype == torch.int32 and values.dtype == torch.float32 and ids.shape == values.shape
-    assert (until is None) == (positions is None), "a bound on positions needs positions, and they a bound"
-    assert until is None or (until.dtype == torch.int64 and until.shape == ids.shape)
-    if len(logits):
-        _add_kernel[(len(logits),)](
-            logits, begins, ids, values, until, positions, logits.stride(0), _LIST_BLOCK, **PINNED_OPTIONS
-        )
-
-
-def _check(logits: Tensor, numbers: Tensor) -> None:
-    assert logits.dtype == torch.float32 and logits.stride(1) == 1, "logits must be fp32, a row in one piece"
-    assert numbers.shape == (len(logits),) and numbers.dtype == torch.int32 and numbers.is_contiguous()
-
-
-COMPILED = (
+COMPILED = tuple(
     Compiled(
-        name="allow_tokens",
-        kernel=_allow_kernel,
+        name=f"edit_logits {dtype}",
+        kernel=_edit_kernel,
         types={
-            "logits_ptr": "*fp32",
-            "lines_ptr": "*i32",
-            "masks_ptr": "*i32",
+            "logits_ptr": f"*{dtype}",
+            "rows_ptr": "*i32",
+            "positions_ptr": "*i64",
+            "records_ptr": "*i32",
+            "biases_ptr": "*fp32",
+            "marks_ptr": "*i32",
+            "out_ptr": "*fp32",
             "row_stride": "i32",
             "vocab_size": "i32",
-            "num_words": "i32",
         },
         constexprs={"BLOCK": _BLOCK},
         aligned=("row_stride", "vocab_size"),
-    ),
-    Compiled(
-        name="add_to_logits",
-        kernel=_add_kernel,
-        types={
-            "logits_ptr": "*fp32",
-            "begins_ptr": "*i32",
-            "ids_ptr": "*i32",
-            "values_ptr": "*fp32",
-            "until_ptr": "*i64",
-            "positions_ptr": "*i64",
-            "row_stride": "i32",
-        },
-        constexprs={"BLOCK": _LIST_BLOCK},
-        aligned=("row_stride",),
-    ),
+    )
+    for dtype in DTYPES
 )

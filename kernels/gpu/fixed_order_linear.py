@@ -6,6 +6,8 @@ found out when a weight is packed, once for every shape: it is used only where e
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -17,6 +19,8 @@ from kernels.linear import Linear
 FEW_ROWS_TILE = Tile(rows=64, outputs=64, features=64, num_warps=4, num_stages=5)
 _PROBED_ROWS = 128
 _PROBED_OUTPUTS = 4096  # as many columns of tiles as tell everything; the rest of a vocabulary repeats them
+
+Multiply = Callable[[Tensor, Tensor, Tensor, Tile], None]  # x, weight, out, which is written
 
 
 class FixedOrderLinear:
@@ -48,7 +52,11 @@ class FixedOrderPacker:
         return FixedOrderLinear(weight, bias, FEW_ROWS_TILE if self._agreeing[key] else None)
 
 
-def tiles_agree(like: Tensor, tile: Tile, other: Tile) -> bool:
+def _multiply(x: Tensor, weight: Tensor, out: Tensor, tile: Tile) -> None:
+    fixed_order_matmul(x, weight, None, out, tile)
+
+
+def tiles_agree(like: Tensor, tile: Tile, other: Tile, multiply: Multiply = _multiply) -> bool:
     """Whether both make the same fp32 sums of random rows and a random weight of that shape, at every place of a tile.
     Unrounded, most sums tell."""
     generator = torch.Generator(like.device).manual_seed(0)
@@ -59,7 +67,7 @@ def tiles_agree(like: Tensor, tile: Tile, other: Tile) -> bool:
     )
     sums = [torch.empty(_PROBED_ROWS, num_outputs, device=like.device) for _ in range(2)]
     for out, each in zip(sums, (tile, other), strict=True):
-        fixed_order_matmul(x, weight, None, out, each)
+        multiply(x, weight, out, each)
     return torch.equal(*sums)
 
 

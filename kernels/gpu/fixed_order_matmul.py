@@ -42,15 +42,13 @@ FP8_TILE = Tile(rows=128, outputs=128, features=128, num_warps=8, num_stages=3)
 
 
 @triton.jit
-def _tile_places(num_rows, num_outputs, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr):
-    """The rows (BLOCK_M) and outputs (BLOCK_N) of this program: down the rows of tiles of a group, then across."""
-    tiles_m, tiles_n = tl.cdiv(num_rows, BLOCK_M), tl.cdiv(num_outputs, BLOCK_N)
+def tile_of_program(tiles_m, tiles_n, GROUP: tl.constexpr):
+    """The row and the column of this program's tile: down the rows of tiles of a group, then across."""
     program = tl.program_id(0)
     first_m = program // (GROUP * tiles_n) * GROUP
     group_m = tl.minimum(tiles_m - first_m, GROUP)
     place = program % (GROUP * tiles_n)
-    tile_m, tile_n = first_m + place % group_m, place // group_m
-    return tile_m * BLOCK_M + tl.arange(0, BLOCK_M), tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    return first_m + place % group_m, place // group_m
 
 
 @triton.jit(do_not_specialize=["num_rows"])  # one code for every number of rows
@@ -73,7 +71,8 @@ def _fixed_order_matmul_kernel(
     GROUP: tl.constexpr,
     EVEN: tl.constexpr,  # whether BLOCK_K divides the features
 ):
-    offs_m, offs_n = _tile_places(num_rows, num_outputs, BLOCK_M, BLOCK_N, GROUP)
+    tile_m, tile_n = tile_of_program(tl.cdiv(num_rows, BLOCK_M), tl.cdiv(num_outputs, BLOCK_N), GROUP)
+    offs_m, offs_n = tile_m * BLOCK_M + tl.arange(0, BLOCK_M), tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     offs_k = tl.arange(0, BLOCK_K)
     mask_m, mask_n = offs_m < num_rows, offs_n < num_outputs
     x_ptrs = x_ptr + offs_m[:, None].to(tl.int64) * x_stride + offs_k[None, :]
@@ -125,10 +124,11 @@ def fp8_matmul(
     weight_scales: Tensor,  # [outputs, 1] fp32
     bias: Tensor | None,  # [outputs]
     out: Tensor,  # [rows, outputs], written
+    tile: Tile = FP8_TILE,
 ) -> None:
     assert x_scales.shape == (len(x), 1) and x_scales.is_contiguous(), f"scales {tuple(x_scales.shape)}"
     assert weight_scales.shape == (len(weight), 1) and weight_scales.is_contiguous()
-    _launch(x, x_scales, weight, weight_scales, bias, out, FP8_TILE)
+    _launch(x, x_scales, weight, weight_scales, bias, out, tile)
 
 
 def _launch(
@@ -202,11 +202,11 @@ def compiled(
     )
 
 
-_FP8 = {"sm_90": "QGMMA", "sm_100": "UTCQMMA", "gfx942": "MFMA"}
+FP8_INSTRUCTIONS = {"sm_90": "QGMMA", "sm_100": "UTCQMMA", "gfx942": "MFMA"}
 
 COMPILED = (
     compiled("fixed_order_matmul bf16", "bf16", TILE, MANY_ROWS),
     compiled("fixed_order_matmul fp32", "fp32", FP32_TILE, None, targets=("sm_80", "sm_90", "sm_100")),
-    compiled("fp8_matmul e4m3", "fp8e4nv", FP8_TILE, _FP8, "bf16", ("sm_90", "sm_100")),
-    compiled("fp8_matmul e4m3fnuz", "fp8e4b8", FP8_TILE, _FP8, "bf16", ("gfx942",)),
+    compiled("fp8_matmul e4m3", "fp8e4nv", FP8_TILE, FP8_INSTRUCTIONS, "bf16", ("sm_90", "sm_100")),
+    compiled("fp8_matmul e4m3fnuz", "fp8e4b8", FP8_TILE, FP8_INSTRUCTIONS, "bf16", ("gfx942",)),
 )

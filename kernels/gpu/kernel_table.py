@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from kernels.attention_variant import AttentionVariant
 from kernels.dispatch import Kernels
-from kernels.experts import choose_experts, run_experts
+from kernels.edited_rows import EditedRows
 from kernels.gpu.activations import ACTIVATIONS, GATED_ACTIVATIONS
 from kernels.gpu.add_rms_norm import add_rms_norm, rms_norm
 from kernels.gpu.apply_deltas import apply_deltas
@@ -24,8 +25,11 @@ from kernels.gpu.attention_operator import TritonPagedAttention
 from kernels.gpu.attention_plan import AttentionPlanner
 from kernels.gpu.attention_shapes import attention_shapes, target_of
 from kernels.gpu.copy_blocks import copy_blocks
+from kernels.gpu.experts import StackedExperts
+from kernels.gpu.experts_choice import choose_experts
 from kernels.gpu.fixed_order_linear import FixedOrderPacker
-from kernels.gpu.gather_next import keep_newest
+from kernels.gpu.fp8_linear import Fp8Packer
+from kernels.gpu.keep_newest import keep_newest
 from kernels.gpu.layer_norm import layer_norm
 from kernels.gpu.rms_norm_heads import rms_norm_heads
 from kernels.gpu.rope_kv_write import kv_write, rope_kv_write
@@ -51,6 +55,8 @@ class GpuSizes:
     head_dim: int
     vocab_size: int
     deterministic: bool = False
+    fp8_kv: bool = False
+    fp8_weights: torch.dtype | None = None  # of what layers multiply with
 
 
 class Draw(Protocol):
@@ -60,6 +66,16 @@ class Draw(Protocol):
     def best_pairs(self, part: Tensor, first_id: int, out: Tensor) -> None: ...
     def best_of_ranks(self, pairs: Tensor, out: Tensor) -> None: ...
     def draw(self, logits: Tensor, rows: SamplingRows, out: Tensor) -> None: ...
+    def draw_edited(
+        self,
+        logits: Tensor,
+        sampling: SamplingRows,
+        rows: Tensor,
+        edits: EditedRows,
+        out: Tensor,
+        scores: Tensor,
+    ) -> None: ...
+    def score(self, logits: Tensor, token_ids: Tensor, num_best: Tensor, out: Tensor) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +93,9 @@ def select_gpu_kernels(sizes: GpuSizes, variants: Sequence[AttentionVariant]) ->
     """`deterministic`: one shape and one split rule for all rows, and products in a fixed order."""
     planner = make_planner(sizes)
     partials = Partials.allocate(planner.num_slots, sizes.num_heads, sizes.head_dim, sizes.device)
+    pack = pack_layer = FixedOrderPacker().pack if sizes.deterministic else PlainLinear
+    if sizes.fp8_weights is not None:
+        pack_layer = Fp8Packer(sizes.device, sizes.dtype, sizes.fp8_weights, sizes.deterministic).pack
     return GpuKernels(
         decoder=Kernels(
             attentions=tuple(TritonPagedAttention(variant, planner, partials) for variant in variants),
@@ -89,9 +108,12 @@ def select_gpu_kernels(sizes: GpuSizes, variants: Sequence[AttentionVariant]) ->
             activations=ACTIVATIONS,
             gated_activations=GATED_ACTIVATIONS,
             choose_experts=choose_experts,
-            run_experts=run_experts,
             copy_blocks=copy_blocks,
-            pack_linear=FixedOrderPacker().pack if sizes.deterministic else PlainLinear,
+            pack_linear=pack,
+            pack_layer_linear=pack_layer,
+            pack_experts=partial(
+                StackedExperts, fp8_dtype=sizes.fp8_weights, deterministic=sizes.deterministic
+            ),
         ),
         planner=planner,
         apply_deltas=apply_deltas,
@@ -108,7 +130,7 @@ def gpu_kv_shape(num_blocks: int, block_size: int, kv_heads: int, head_dim: int)
 def make_planner(sizes: GpuSizes) -> AttentionPlanner:
     group = sizes.num_heads // sizes.kv_heads
     decode, prefill = attention_shapes(
-        target_of(sizes.device), group, sizes.head_dim, sizes.dtype, sizes.deterministic
+        target_of(sizes.device), group, sizes.head_dim, sizes.dtype, sizes.deterministic, sizes.fp8_kv
     )
     most_splits = -(-sizes.max_keys // decode.split_tokens)
     slot_bytes = 4 * sizes.num_heads * (sizes.head_dim + 2)

@@ -1,9 +1,10 @@
-"""How likely tokens were, their ranks, and the most likely tokens with theirs; for the rows that ask.
+"""How likely tokens were, their ranks, and the most likely tokens with theirs, as `kernels/log_probabilities.py` means
+it and packs them; for the rows that ask.
 
     logprob(i) = (x_i - max x) - log Σ_j exp(x_j - max x)          rank(i) = 1 + #{ j : x_j > x_i }
 
-as `workers/model/token_logprobs.py` reads them on a CPU; of tokens alike, the first ones. Splits are summed in a fixed
-order. Ranks compare logits, where a CPU compares log-probabilities: those of unlike tokens may round to one number.
+Of tokens alike, the first ones. Splits are summed in a fixed order. Ranks compare logits, where a CPU compares
+log-probabilities: those of unlike tokens may round to one number.
 """
 
 from __future__ import annotations
@@ -15,12 +16,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels import log_probabilities as meaning
 from kernels.gpu.argmax import NO_PAIR, SPLIT, id_of, logit_of, num_splits, pairs_of
 from kernels.gpu.compilation import PINNED_OPTIONS, Compiled
+from kernels.gpu.row_block import assert_packed
+from kernels.gpu.sample_rounds import DTYPES
 
-MOST_BEST = 20  # alternatives that a row may ask for
-_PLACES = 32  # the power of two above
+_PLACES = 32  # the power of two above the alternatives that a row may ask for
 _WARPS = 8
+
+_LOGPROB = tl.constexpr(meaning.LOGPROB)
+_RANK = tl.constexpr(meaning.RANK)
+_BEST = tl.constexpr(meaning.BEST)
+_BEST_IDS = tl.constexpr(meaning.BEST_IDS)
+_NUM_SCORES = tl.constexpr(meaning.NUM_SCORES)
 
 
 @triton.jit
@@ -63,15 +72,11 @@ def _scores_kernel(
     pairs_ptr,  # [rows, splits, PLACES] int64
     sums_ptr,  # [rows, splits] fp32
     num_better_ptr,  # [rows, splits] int32
-    own_ptr,  # [rows] fp32, written
-    ranks_ptr,  # [rows] int32, written
-    best_ptr,  # [rows, MOST_BEST] fp32, written as far as the row wants
-    best_ids_ptr,  # [rows, MOST_BEST] int64, written likewise
+    out_ptr,  # [rows, NUM_SCORES] int32, written as far as the row wants
     row_stride,
     num_splits,
     SPLITS: tl.constexpr,  # the power of two above the number of splits
     PLACES: tl.constexpr,
-    MOST_BEST: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     num_best = tl.load(num_best_ptr + row)
@@ -84,44 +89,35 @@ def _scores_kernel(
         shares = tl.where(mask, tl.exp(logit_of(firsts) - most), 0.0)
         log_sum = tl.log(tl.sum(tl.load(sums_ptr + places, mask, 0.0) * shares, 0))
         own = tl.load(logits_ptr + row * row_stride + tl.load(token_ids_ptr + row)).to(tl.float32)
-        tl.store(own_ptr + row, (own - most) - log_sum)
-        tl.store(ranks_ptr + row, 1 + tl.sum(tl.load(num_better_ptr + places, mask, 0), 0))
+        own_ptr = out_ptr + row * _NUM_SCORES
+        tl.store(own_ptr + _LOGPROB, ((own - most) - log_sum).to(tl.int32, bitcast=True))
+        tl.store(own_ptr + _RANK, 1 + tl.sum(tl.load(num_better_ptr + places, mask, 0), 0))
         ranks = tl.arange(0, PLACES)[None, :]
         pair_ptrs = pairs_ptr + places[:, None] * PLACES + ranks
         pairs = tl.load(pair_ptrs, mask[:, None] & (ranks < num_best), NO_PAIR)  # (SPLITS, PLACES)
         for rank in range(num_best):
             best = tl.max(tl.max(pairs, 1), 0)
-            tl.store(best_ptr + row * MOST_BEST + rank, (logit_of(best) - most) - log_sum)
-            tl.store(best_ids_ptr + row * MOST_BEST + rank, id_of(best))
+            logprob = (logit_of(best) - most) - log_sum
+            tl.store(own_ptr + _BEST + rank, logprob.to(tl.int32, bitcast=True))
+            tl.store(own_ptr + _BEST_IDS + rank, id_of(best))
             pairs = tl.where(pairs == best, NO_PAIR, pairs)
 
 
 @dataclass(frozen=True, slots=True)
-class LogProbabilities:
-    """What is found, and what finding it needs: made once, for the most rows. Rows that do not ask are not written."""
+class ScoringScratch:
+    """What a call needs besides its arguments: made once, for the most rows."""
 
-    own: Tensor  # [rows] fp32
-    ranks: Tensor  # [rows] int32, from 1 on
-    best: Tensor  # [rows, MOST_BEST] fp32, descending
-    best_ids: Tensor  # [rows, MOST_BEST] int64
     pairs: Tensor  # [rows, splits, 32] int64
     sums: Tensor  # [rows, splits] fp32
     num_better: Tensor  # [rows, splits] int32
 
     @classmethod
-    def of(cls, max_rows: int, vocab_size: int, device: torch.device | str) -> LogProbabilities:
-        def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-            return torch.empty(max_rows, *shape, dtype=dtype, device=device)
-
+    def of(cls, max_rows: int, vocab_size: int, device: torch.device | str) -> ScoringScratch:
         splits = num_splits(vocab_size)
         return cls(
-            own=empty(),
-            ranks=empty(dtype=torch.int32),
-            best=empty(MOST_BEST),
-            best_ids=empty(MOST_BEST, dtype=torch.int64),
-            pairs=empty(splits, _PLACES, dtype=torch.int64),
-            sums=empty(splits),
-            num_better=empty(splits, dtype=torch.int32),
+            pairs=torch.empty(max_rows, splits, _PLACES, dtype=torch.int64, device=device),
+            sums=torch.empty(max_rows, splits, device=device),
+            num_better=torch.empty(max_rows, splits, dtype=torch.int32, device=device),
         )
 
 
@@ -129,37 +125,30 @@ def log_probabilities(
     logits: Tensor,  # [rows, vocabulary], raw: before penalties, masks and temperature
     token_ids: Tensor,  # [rows] int32 or int64
     num_best: Tensor,  # [rows] int32, up to MOST_BEST and to the vocabulary; -1: the row does not ask
-    into: LogProbabilities,  # of at least as many rows, written
+    scratch: ScoringScratch,  # of at least as many rows
+    out: Tensor,  # [rows, NUM_SCORES] int32, written as far as rows ask
 ) -> None:
     num_rows, vocab_size = logits.shape
     splits = num_splits(vocab_size)
     assert logits.stride(1) == 1, "a row's logits must follow each other"
-    assert token_ids.shape == (num_rows,) and token_ids.is_contiguous(), f"tokens {tuple(token_ids.shape)}"
-    assert num_best.shape == (num_rows,) and num_best.dtype == torch.int32 and num_best.is_contiguous()
-    assert len(into.own) >= num_rows and into.sums.shape[1] == splits, (
+    assert num_best.dtype == out.dtype == torch.int32
+    for name, column in (("tokens", token_ids), ("the numbers of alternatives", num_best)):
+        assert_packed(name, column, num_rows)
+    assert_packed("out", out, num_rows, meaning.NUM_SCORES)
+    assert len(scratch.sums) >= num_rows and scratch.sums.shape[1] == splits, (
         "made for another vocabulary or fewer rows"
     )
     if not num_rows:
         return
-    asked = (logits, token_ids, num_best, into.pairs, into.sums, into.num_better)
+    asked = (logits, token_ids, num_best, scratch.pairs, scratch.sums, scratch.num_better)
     options = {"PLACES": _PLACES, "num_warps": _WARPS, **PINNED_OPTIONS}
     _split_scores_kernel[(num_rows, splits)](*asked, logits.stride(0), vocab_size, SPLIT=SPLIT, **options)
     _scores_kernel[(num_rows,)](
-        *asked,
-        into.own,
-        into.ranks,
-        into.best,
-        into.best_ids,
-        logits.stride(0),
-        splits,
-        SPLITS=triton.next_power_of_2(splits),
-        MOST_BEST=MOST_BEST,
-        **options,
+        *asked, out, logits.stride(0), splits, SPLITS=triton.next_power_of_2(splits), **options
     )
 
 
 _TYPES = {
-    "logits_ptr": "*fp32",
     "token_ids_ptr": "*i64",
     "num_best_ptr": "*i32",
     "pairs_ptr": "*i64",
@@ -168,28 +157,18 @@ _TYPES = {
     "row_stride": "i32",
 }
 
-COMPILED = (
+COMPILED = tuple(
     Compiled(
-        name="log_probabilities of splits",
-        kernel=_split_scores_kernel,
-        types=_TYPES | {"vocab_size": "i32"},
-        constexprs={"SPLIT": SPLIT, "PLACES": _PLACES},
+        name=f"log_probabilities of {name} {dtype}",
+        kernel=kernel,
+        types={"logits_ptr": f"*{dtype}", **_TYPES, **types},
+        constexprs=constexprs | {"PLACES": _PLACES},
         num_warps=_WARPS,
-        aligned=("row_stride", "vocab_size"),
-    ),
-    Compiled(
-        name="log_probabilities of rows",
-        kernel=_scores_kernel,
-        types=_TYPES
-        | {
-            "own_ptr": "*fp32",
-            "ranks_ptr": "*i32",
-            "best_ptr": "*fp32",
-            "best_ids_ptr": "*i64",
-            "num_splits": "i32",
-        },
-        constexprs={"SPLITS": 32, "PLACES": _PLACES, "MOST_BEST": MOST_BEST},
-        num_warps=_WARPS,
-        aligned=("row_stride", "num_splits"),
-    ),
+        aligned=("row_stride", *aligned),
+    )
+    for dtype in DTYPES
+    for name, kernel, types, constexprs, aligned in (
+        ("splits", _split_scores_kernel, {"vocab_size": "i32"}, {"SPLIT": SPLIT}, ("vocab_size",)),
+        ("rows", _scores_kernel, {"out_ptr": "*i32", "num_splits": "i32"}, {"SPLITS": 32}, ("num_splits",)),
+    )
 )

@@ -26,6 +26,7 @@ from kernels.gpu.compilation import PINNED_OPTIONS
 
 _LOG2_E = math.log2(math.e)
 _ALL_TOKENS = 1 << 30
+_LEAST_DIMS = 16  # that a product of matrices can sum over
 EIGHT_BITS = (torch.float8_e4m3fn, torch.float8_e4m3fnuz)
 
 
@@ -53,7 +54,7 @@ def paged_attention_kernel(
     cap,
     GROUP: tl.constexpr,  # query heads of a KV head
     HEAD_DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr,  # HEAD_DIM or the power of two above
+    BLOCK_D: tl.constexpr,  # HEAD_DIM or the power of two above, at least 16
     BLOCK_SIZE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -181,7 +182,7 @@ def constants(
     return {
         "GROUP": group,
         "HEAD_DIM": head_dim,
-        "BLOCK_D": triton.next_power_of_2(head_dim),
+        "BLOCK_D": max(triton.next_power_of_2(head_dim), _LEAST_DIMS),
         "BLOCK_SIZE": block_size,
         "BLOCK_M": shape.block_m,
         "BLOCK_N": shape.block_n,

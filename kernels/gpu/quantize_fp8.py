@@ -31,9 +31,10 @@ def _quantize_fp8_kernel(
     mask = offs < WIDTH
     x = tl.load(rows_ptr + row * rows_stride + offs, mask, 0.0).to(tl.float32)  # (BLOCK)
     greatest = tl.max(tl.abs(x))
-    scale = tl.where(greatest == 0.0, 1.0, greatest / LARGEST)
+    # As torch divides: a quotient that is off by a bit would be another number of fp8 now and then.
+    scale = tl.where(greatest == 0.0, 1.0, tl.div_rn(greatest, tl.full((), LARGEST, tl.float32)))
     tl.store(scales_ptr + row, scale)
-    tl.store(out_ptr + row * WIDTH + offs, x / scale, mask)
+    tl.store(out_ptr + row * WIDTH + offs, tl.div_rn(x, scale), mask)
 
 
 def quantize_fp8(
@@ -49,6 +50,8 @@ def quantize_fp8(
     assert_rows("rows", rows, width)
     assert_packed("the fp8 rows", quantized, num_rows, width)
     assert_packed("scales", scales, num_rows, 1)
+    if not num_rows:
+        return out
     block, num_warps = row_block(width)
     _quantize_fp8_kernel[(num_rows,)](
         rows,

@@ -195,7 +195,7 @@ def _compiled(
     numbers = dict.fromkeys(("qkv_stride", "turn_stride", "q_heads", "kv_heads"), "i32")
     types = pointers | numbers | {"values_stride": "i64", "eps": "fp32"}
     types |= {"kv_ptr": f"*{kv[1]}", "scales_ptr": "*fp32", "slots_ptr": "*i64"}
-    given = {"cos_ptr": dims, "sin_ptr": dims, "norm_ptr": normed, "scales_ptr": kv[0].itemsize == 1}
+    given = {"cos_ptr": dims, "sin_ptr": dims, "norm_ptr": normed, "scales_ptr": False}
     absent = [name for name, is_given in given.items() if not is_given]
     return Compiled(
         name=name,

@@ -1,20 +1,33 @@
-"""A draw kernel with the scratch that it needs, made once for a runner: `argmax.py` and `sample.py` behind one door."""
+"""Draw kernels with the scratch that they need, made once for a runner: behind one door all that a step does between
+logits and tokens.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from kernels.edited_rows import EditedRows
 from kernels.gpu.argmax import best_pairs, best_tokens, num_splits, split_pairs
+from kernels.gpu.edit_logits import edit_logits
+from kernels.gpu.forbid_words import forbid_words
+from kernels.gpu.log_probabilities import ScoringScratch, log_probabilities
+from kernels.gpu.penalize import penalize, remember_drawn
 from kernels.gpu.sample import SamplingScratch, sample
 from kernels.gpu.sample_weights import SamplingRows
+
+_SCORED_ROWS = 256  # at a time, of prompts
 
 
 class TokenDraw:
     """For one stream: its scratch is written by every call."""
 
-    def __init__(self, max_rows: int, vocab_size: int, device: torch.device) -> None:
+    def __init__(
+        self, max_rows: int, vocab_size: int, device: torch.device, scored_rows: int = _SCORED_ROWS
+    ) -> None:
         self._scratch = SamplingScratch.of(max_rows, vocab_size, device)
+        self._scored_rows = max(scored_rows, max_rows)
+        self._scoring = ScoringScratch.of(self._scored_rows, vocab_size, device)
 
     def most_likely(self, logits: Tensor, out: Tensor) -> None:  # [rows, vocabulary]; [rows] int64, written
         best_tokens(split_pairs(logits, self._scratch.pairs), out)
@@ -31,3 +44,32 @@ class TokenDraw:
         self, logits: Tensor, rows: SamplingRows, out: Tensor
     ) -> None:  # [rows, vocabulary]; [rows] int64
         sample(logits, rows, self._scratch, out)
+
+    def draw_edited(
+        self,
+        logits: Tensor,  # [batch, vocabulary], not changed
+        sampling: SamplingRows,  # in the batch's order
+        rows: Tensor,  # [batch] int32, -1: padding
+        edits: EditedRows,  # by row; its marks and newest tokens are written
+        out: Tensor,  # [batch] int64, written
+        scores: Tensor,  # [batch, NUM_SCORES] int32, written for rows that ask
+    ) -> None:
+        """A row that wants no edit draws what `draw` draws for it. Scores are of the raw logits."""
+        edited = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
+        edit_logits(logits, rows, sampling.position, edits, edited)
+        forbid_words(edited, rows, edits)
+        penalize(edited, rows, edits)
+        sample(edited, sampling, self._scratch, out)
+        remember_drawn(out, rows, edits)
+        self.score(logits, out, edits.num_best(rows), scores)
+
+    def score(
+        self,
+        logits: Tensor,  # [tokens, vocabulary]
+        token_ids: Tensor,  # [tokens] int64
+        num_best: Tensor,  # [tokens] int32, -1: not this one
+        out: Tensor,  # [tokens, NUM_SCORES] int32, written
+    ) -> None:
+        parts = (torch.split(each, self._scored_rows) for each in (logits, token_ids, num_best, out))
+        for logits_part, ids, wanted, scores in zip(*parts, strict=True):
+            log_probabilities(logits_part, ids, wanted, self._scoring, scores)

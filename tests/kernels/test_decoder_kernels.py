@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 
 import pytest
 import torch
@@ -11,8 +10,10 @@ import torch.nn.functional as F
 
 from kernels.activations import ACTIVATIONS, GATED_ACTIVATIONS
 from kernels.add_rms_norm import rms_norm, rms_norm_heads
-from kernels.experts import choose_experts, run_experts
+from kernels.dispatch import select_kernels
+from kernels.experts import GroupedExperts, choose_experts
 from kernels.layer_norm import layer_norm
+from kernels.linear import Linear, PlainLinear
 from kernels.rope_kv_write import kv_write, rope_kv_write
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
@@ -104,22 +105,38 @@ def test_the_most_likely_experts_are_chosen_with_their_probabilities(normalized:
 @DTYPES
 @pytest.mark.parametrize("num_tokens", (1, 3, 40))
 def test_grouped_experts_say_what_each_token_hears_alone(num_tokens: int, dtype: torch.dtype) -> None:
-    x, matrices = torch.randn(num_tokens, 7).to(dtype), (torch.randn(5, 7, 7) / 3).to(dtype)
+    x = torch.randn(num_tokens, 7).to(dtype)
+    matrices = [(torch.randn(shape) / 3).to(dtype) for shape in 5 * ((12, 7), (7, 6))]
     weights, chosen = choose_experts(torch.randn(num_tokens, 5), 2, True)
-    out = run_experts(x, weights, chosen, [partial(F.linear, weight=matrix) for matrix in matrices])
+    out = GroupedExperts(matrices, 5, PlainLinear)(x, weights, chosen, GATED_ACTIVATIONS["silu"])
     for token in range(num_tokens):
-        expected = sum(
-            weight * (x[token].float() @ matrices[expert].T.float())
-            for weight, expert in zip(weights[token], chosen[token], strict=True)
-        )
-        assert_like(out[token], torch.as_tensor(expected))
+        expected = torch.zeros(7)
+        for weight, expert in zip(weights[token], chosen[token].tolist(), strict=True):
+            gate_up, down = matrices[2 * expert].float(), matrices[2 * expert + 1].float()
+            gate, up = (gate_up @ x[token].float()).chunk(2)
+            expected += weight * (down @ (F.silu(gate) * up))
+        assert_like(out[token], expected)
 
 
 def test_an_expert_that_nobody_chose_does_not_run() -> None:
-    def refuse(x: torch.Tensor) -> torch.Tensor:
-        raise AssertionError("nobody chose it")
+    def pack(weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
+        def run(x: torch.Tensor) -> torch.Tensor:
+            assert weight.isfinite().all(), "nobody chose it"
+            return F.linear(x, weight, bias)
 
-    out = run_experts(
-        torch.ones(2, 3), torch.ones(2, 1), torch.tensor([[1], [1]]), [refuse, torch.neg, refuse]
-    )
-    assert torch.equal(out, -torch.ones(2, 3))
+        return run
+
+    nans, ones = torch.full((3, 3), torch.nan), torch.ones(3, 3)
+    experts = GroupedExperts([nans, nans, ones, ones, nans, nans], 3, pack)
+    out = experts(torch.ones(2, 3), torch.ones(2, 1), torch.tensor([[1], [1]]), torch.neg)
+    assert torch.equal(out, torch.full((2, 3), -9.0))
+
+
+@pytest.mark.parametrize("fp8", (False, True))
+def test_experts_are_packed_as_other_parts_of_layers_are(fp8: bool) -> None:
+    kernels = select_kernels(torch.float32, 4, 1, (), fp8_weights=fp8)
+    matrices, x = [torch.randn(12, 7), torch.randn(7, 6)], torch.randn(3, 7)
+    experts, activate = kernels.pack_experts(iter(matrices), 1), kernels.gated_activations["silu"]
+    gate_up, down = (kernels.pack_layer_linear(matrix, None) for matrix in matrices)
+    out = experts(x, torch.ones(3, 1), torch.zeros(3, 1, dtype=torch.int64), activate)
+    assert torch.equal(out, down(activate(gate_up(x))))

@@ -185,10 +185,11 @@ def test_tokens_sent_to_experts_stand_alone(
 ) -> None:
     ops, packer = kernels[dtype], DeterministicPacker(dtype)
     router = packer.pack(torch.randn(5, 72).to(dtype), None)
-    experts = [packer.pack(torch.randn(72, 72).to(dtype), None) for _ in range(5)]
+    experts = ops.pack_experts((torch.randn(shape).to(dtype) for shape in 5 * ((144, 72), (72, 72))), 5)
+    activate = ops.gated_activations["silu"]
 
     def route(rows: Tensor) -> Tensor:
-        return ops.run_experts(rows, *ops.choose_experts(router(rows), 3, normalized), experts)
+        return experts(rows, *ops.choose_experts(router(rows), 3, normalized), activate)
 
     assert_rows_stand_alone(route, torch.randn(262, 72).to(dtype))
 

@@ -16,13 +16,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from workers.model.logit_edits import FORBIDDEN
+from kernels.edited_rows import FORBIDDEN, NOTHING_YET
+from protocol.sampling import SamplingParams
 from workers.model.places import Places, at_places, take
 from workers.model.row_matrix import RowMatrix
 from workers.step_plan import RowStart
 
-_NOTHING_YET = -1  # in the place of tokens that are not generated yet: no word has it
 _ANY = -2  # in front of a beginning that is shorter than the width
+
+
+def words_of(sampling: SamplingParams, vocab_size: int) -> list[tuple[int, ...]]:
+    """Of several tokens, each once; those with a token that is not in the vocabulary cannot come."""
+    return [
+        word
+        for word in dict.fromkeys(sampling.bad_word_ids)
+        if len(word) > 1 and all(0 <= token < vocab_size for token in word)
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +65,12 @@ class BadWords:
         self._newest = RowMatrix(0, torch.int64, device)
 
     def start(self, start: RowStart) -> None:
-        words = [
-            word
-            for word in dict.fromkeys(start.sampling.bad_word_ids)
-            if len(word) > 1 and all(0 <= token < self._vocab_size for token in word)  # others cannot come
-        ]
+        words = words_of(start.sampling, self._vocab_size)
         if not words:
             return
         self._widen(max(map(len, words)) - 1)
         width = self._newest.lines.shape[1]
-        newest = np.full(width, _NOTHING_YET, np.int64)
+        newest = np.full(width, NOTHING_YET, np.int64)
         generated = np.frombuffer(start.generated, "<i4")[-width:]
         newest[width - len(generated) :] = generated
         self._newest.take(start.row).copy_(torch.from_numpy(newest))
@@ -100,4 +105,4 @@ class BadWords:
         """Room for longer beginnings. What rows generated before matters to none of their own words."""
         missing = width - self._newest.lines.shape[1]
         if missing > 0:
-            self._newest.widen_left(missing, _NOTHING_YET)
+            self._newest.widen_left(missing, NOTHING_YET)

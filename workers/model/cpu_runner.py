@@ -51,7 +51,7 @@ class CpuRunner:
         group: TensorParallelGroup,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        model = describe_model(config, group, choose_dtype)
+        model = describe_model(config, group, choose_dtype, torch.float8_e4m3fn)
         spec, dtype = model.spec, model.dtype
         self._group = group
         self._facts = _facts(config, model, group)
@@ -59,7 +59,13 @@ class CpuRunner:
         variants = layer_variants(spec, group.shard, num_positions)
         token_elements = 2 * model.kv_heads * spec.head_dim
         self._kernels = select_kernels(
-            dtype, config.block_size, token_elements, distinct(variants), config.deterministic
+            dtype,
+            config.block_size,
+            token_elements,
+            distinct(variants),
+            config.deterministic,
+            model.fp8_kv,
+            model.fp8_weights is not None,
         )
         with torch.inference_mode():
             weights = load_weights(
@@ -67,7 +73,7 @@ class CpuRunner:
                 model.layout,
                 group.shard,
                 dtype,
-                self._kernels.pack_linear,
+                self._kernels,
                 on_progress,
             )
             rotary = RotaryTables(spec.rotaries, spec.head_dim, num_positions, dtype)
@@ -146,6 +152,6 @@ def _allocate(model: ModelDescription, facts: RunnerFacts) -> list[Tensor]:
     every one of them, half a second a GiB.
     """
     shape = kv_shape(facts.num_blocks, facts.block_size, model.kv_heads, model.spec.head_dim)
-    num_bytes = math.prod(shape) * model.dtype.itemsize
+    num_bytes = math.prod(shape) * model.kv_dtype.itemsize
     flat = [torch.from_numpy(np.zeros(num_bytes, np.uint8)) for _ in range(model.spec.num_layers)]
-    return [each.view(model.dtype).view(shape) for each in flat]
+    return [each.view(model.kv_dtype).view(shape) for each in flat]

@@ -14,13 +14,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from kernels.gpu.fp8_types import fp8_dtype_of
 from kernels.gpu.kernel_table import select_gpu_kernels
 from protocol.errors import InvalidRequest
 from protocol.sampling import SamplingParams
 from protocol.tokens import pack_tokens
 from workers.model.cuda.device import Device, DeviceMemory
+from workers.model.cuda.device_sampler import DeviceSampler
 from workers.model.cuda.graph_sizes import graph_keys
-from workers.model.cuda.loading import SelectKernels, allocate_pool, can_be_captured, load_model
+from workers.model.cuda.loading import SelectKernels, allocate_pool, load_model
 from workers.model.cuda.memory_budget import MemoryBudget
 from workers.model.cuda.step_executor import DeviceStep, StepExecutor
 from workers.model.devices import choose_gpu_dtype
@@ -33,7 +35,6 @@ from workers.model.model_description import (
 )
 from workers.model.row_states import RowStates
 from workers.model.runner_config import RunnerConfig
-from workers.model.sampler import Sampler
 from workers.model.step_batch import BlockTables
 from workers.model.weights import Progress
 from workers.runner import RunnerFacts
@@ -44,6 +45,7 @@ log = logging.getLogger(__name__)
 
 _MOST_BLOCKS = 1 << 18  # more would cost the scheduler more than their prefixes bring
 _IN_FLIGHT = 2
+_DRAW_GRAPHS = 1  # of a size: three kinds of draw launch less together than a decoder
 
 
 class CudaRunner:
@@ -62,19 +64,17 @@ class CudaRunner:
         self._device = device
         with device.active(), torch.inference_mode(), _lack_of_memory_is_refused():
             before = device.memory()
-            model = describe_model(config, group, choose_gpu_dtype)
+            fp8_dtype = fp8_dtype_of(device.torch_device)
+            model = describe_model(config, group, choose_gpu_dtype, fp8_dtype)
             self._executor = self._load(config, model, select_kernels, on_progress)
-            keys = graph_keys(model.length) if can_be_captured(model) and not config.enforce_eager else ()
+            keys = () if config.enforce_eager else graph_keys(model.length)
             budget = self._measure(config, model, before, keys)
             self._facts = self._divide(config, model, budget)
             self._pool = self._allocate(config, model, self._facts.num_blocks)
             free_bytes = device.memory().free_bytes
             if keys:
                 self._executor.capture(graph_keys(self._facts.max_model_len), self._pool)
-            after, block_bytes = device.memory(), model.block_bytes(config.block_size)
-            log.info(
-                budget.describe(self._facts, block_bytes, free_bytes - after.free_bytes, after.free_bytes)
-            )
+            log.info(self._describe(budget, model, free_bytes))
 
     @property
     def facts(self) -> RunnerFacts:
@@ -85,10 +85,12 @@ class CudaRunner:
             return self._executor.run(plan, self._pool)
 
     def close(self) -> None:
-        self._device.mark().wait()
+        """Ends a step that waits for another rank, too: it is waited for last, and NCCL goes only behind its graphs."""
+        self._device.drop_graphs()
         self._group.close()
+        self._device.mark().wait()
         self._pool.clear()
-        del self._executor  # and with it weights and graphs
+        del self._executor  # and with it the weights
 
     def _load(
         self,
@@ -99,19 +101,23 @@ class CudaRunner:
     ) -> StepExecutor:
         device, group, num_rows = self._device, self._group, config.max_num_seqs
         loaded = load_model(config, model, device, group, select_kernels, on_progress)
-        rows = RowStates(
-            BlockTables(num_rows, blocks_for(model.length, config.block_size)),
-            Sampler(model.spec.vocab_size, model.eos_token_ids, num_rows, device.torch_device),
-            draws=group.rank == 0,
+        is_first, spec = group.rank == 0, model.spec
+        sampler = DeviceSampler(
+            spec.vocab_size, model.eos_token_ids, num_rows, device.torch_device, draws=is_first
         )
+        tables = BlockTables(num_rows, blocks_for(model.length, config.block_size))
+        rows = RowStates(tables, sampler, draws=is_first)
         max_tokens = max(config.max_num_batched_tokens, num_rows)
         return StepExecutor(device, loaded, group, rows, config.block_size, max_tokens)
 
     def _measure(
         self, config: RunnerConfig, model: ModelDescription, before: DeviceMemory, keys: Sequence[int]
     ) -> MemoryBudget:
-        """Runs the largest steps over a pool of one block, to which nobody ever looks."""
+        """Runs the largest steps over a pool of one block, to which nobody ever looks. And some others first, so that
+        no kernel is left to be compiled in traffic."""
         pool, executor = self._allocate(config, model, 1), self._executor
+        for plan in _deep_plans(model):
+            executor.run_and_forget(plan, pool)
         plan = _largest_plan(config, model)
         step_bytes = self._device.peak_bytes(lambda: executor.run_and_forget(plan, pool))
         graph_bytes = 0
@@ -124,7 +130,7 @@ class CudaRunner:
             self._device.memory(),
             step_bytes,
             graph_bytes,
-            len(executor.sizes) * (len(keys) + 2) if keys else 0,
+            len(executor.sizes) * (len(keys) + _DRAW_GRAPHS) if keys else 0,
         )
 
     def _divide(self, config: RunnerConfig, model: ModelDescription, budget: MemoryBudget) -> RunnerFacts:
@@ -134,6 +140,17 @@ class CudaRunner:
         remedy = "raise " + ("kv_cache_memory_bytes" if asked else "gpu_memory_utilization")
         facts = pool_facts(config, model, self._group, pool_bytes, most, remedy)
         return replace(facts, max_in_flight=_IN_FLIGHT)
+
+    def _describe(self, budget: MemoryBudget, model: ModelDescription, free_bytes: int) -> str:
+        """`free_bytes`: before graphs were captured."""
+        left_bytes = self._device.memory().free_bytes
+        return budget.describe(
+            self._facts,
+            str(model.kv_dtype).removeprefix("torch."),
+            model.block_bytes(self._facts.block_size),
+            graphs_bytes=free_bytes - left_bytes,
+            free_bytes=left_bytes,
+        )
 
     def _allocate(self, config: RunnerConfig, model: ModelDescription, num_blocks: int) -> list[Tensor]:
         return allocate_pool(model, num_blocks, config.block_size, self._device.torch_device)
@@ -152,11 +169,21 @@ def _lack_of_memory_is_refused() -> Iterator[None]:
 
 
 def _largest_plan(config: RunnerConfig, model: ModelDescription) -> StepPlan:
-    """As many tokens and draws as a step may have, each draw of the kind that takes most memory. Block tables stay
-    empty: all tokens go to the null block."""
+    """As many tokens and draws as a step may have, each draw of the kind that takes most memory. All tokens go to the
+    null block, which is entered in a table and copied."""
     num_rows = min(config.max_num_seqs, config.max_num_batched_tokens)
     num_tokens = min(config.max_num_batched_tokens // num_rows, model.length)
     tokens, sampling = pack_tokens([0] * num_tokens), SamplingParams(top_p=0.9, logprobs=1)
     starts = tuple(RowStart(row, tokens, b"", sampling, seed=row) for row in range(num_rows))
     chunks = tuple(Chunk(row, 0, tokens, sample=True) for row in range(num_rows))
-    return StepPlan(0, starts=starts, chunks=chunks)
+    return StepPlan(0, starts=starts, copies=((0, 0),), grown=((0, (0,)),), chunks=chunks)
+
+
+def _deep_plans(model: ModelDescription) -> Iterator[StepPlan]:
+    """One row, at the end of the longest context: it prefills two tokens, or decodes, with each plain kind of draw."""
+    last = model.length - 1
+    for sampling in (SamplingParams(temperature=0.0), SamplingParams(top_p=0.9)):
+        starts = (RowStart(0, b"", b"", sampling, seed=0),)
+        chunks = (Chunk(0, last - 1, pack_tokens([0, 0]), sample=True),)
+        yield StepPlan(0, starts=starts, chunks=chunks)
+        yield StepPlan(0, starts=starts, decode_rows=pack_tokens([0]), decode_starts=pack_tokens([last]))

@@ -29,3 +29,14 @@ def choose_gpu_dtype(name: str, spec: ModelSpec) -> torch.dtype:
         return named_dtype(name)
     has_bf16 = torch.cuda.get_device_capability() >= _BF16_FROM_CAPABILITY
     return torch.bfloat16 if has_bf16 else torch.float16
+
+
+def require_fp8(found: torch.dtype | None, option: str) -> torch.dtype:
+    """`found`: what `kernels/gpu/fp8_types.py` says of the device that `option` is set for."""
+    if found is None:
+        raise InvalidRequest(
+            f"{option} is fp8, which needs a GPU of compute capability 8.9 or above, or a gfx942 of AMD's:"
+            f" leave {option} out, or choose such a GPU",
+            param=option,
+        )
+    return found

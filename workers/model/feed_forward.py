@@ -16,9 +16,8 @@ from workers.model.weights import ExpertsWeights, MlpWeights
 class Mlp:
     __slots__ = ("_activate", "_down", "_gate_up")
 
-    def __init__(self, spec: MlpSpec | ExpertsSpec, weights: MlpWeights, kernels: Kernels) -> None:
-        is_gated = isinstance(spec, ExpertsSpec) or spec.gated
-        activations = kernels.gated_activations if is_gated else kernels.activations
+    def __init__(self, spec: MlpSpec, weights: MlpWeights, kernels: Kernels) -> None:
+        activations = kernels.gated_activations if spec.gated else kernels.activations
         self._gate_up = weights.gate_up
         self._activate = activations[spec.activation.value]
         self._down = weights.down
@@ -30,25 +29,26 @@ class Mlp:
 class Experts:
     """Every rank routes alike, over its part of each expert's features."""
 
-    __slots__ = ("_choose", "_experts", "_normalized", "_num_chosen", "_router", "_run")
+    __slots__ = ("_activate", "_choose", "_experts", "_normalized", "_num_chosen", "_router")
 
     def __init__(self, spec: ExpertsSpec, weights: ExpertsWeights, kernels: Kernels) -> None:
         self._router = weights.router
-        self._experts = [Mlp(spec, expert, kernels) for expert in weights.experts]
+        self._experts = weights.experts
+        self._activate = kernels.gated_activations[spec.activation.value]
         self._num_chosen = spec.num_chosen
         self._normalized = spec.normalized
         self._choose = kernels.choose_experts
-        self._run = kernels.run_experts
 
     def __call__(self, x: Tensor) -> Tensor:  # [tokens, hidden] -> the same
         weights, chosen = self._choose(self._router(x), self._num_chosen, self._normalized)
-        return self._run(x, weights, chosen, self._experts)
+        return self._experts(x, weights, chosen, self._activate)
 
 
 def make_feed_forward(
     spec: MlpSpec | ExpertsSpec, weights: MlpWeights | ExpertsWeights, kernels: Kernels
 ) -> Linear:
-    if isinstance(weights, MlpWeights):
-        return Mlp(spec, weights, kernels)
-    assert isinstance(spec, ExpertsSpec), "the layout followed the spec"
-    return Experts(spec, weights, kernels)
+    if isinstance(spec, ExpertsSpec):
+        assert isinstance(weights, ExpertsWeights), "the layout followed the spec"
+        return Experts(spec, weights, kernels)
+    assert isinstance(weights, MlpWeights), "the layout followed the spec"
+    return Mlp(spec, weights, kernels)

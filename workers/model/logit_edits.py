@@ -14,14 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from protocol.sampling import SamplingParams
+from kernels.edited_rows import FORBIDDEN
 from workers.model.places import Numbers
 from workers.model.sampling_state import num_prompt_tokens
 from workers.step_plan import RowStart
 
-# Added to forbidden tokens. No token that is allowed can be less likely; and if a request forbids every token that it
-# allows, these are still numbers to choose by, which infinities are not, also when scaled by penalty and temperature.
-FORBIDDEN = -1e28
 _MOST_BIAS = 100.0
 _NO_IDS = np.zeros(0, np.int64)
 
@@ -33,6 +30,27 @@ class RowEdits:
     values: Numbers  # [n] fp32, by so much
     held_back: Numbers  # [n] int64, ids forbidden before the position `held_until`
     held_until: int
+
+
+def edits_of(start: RowStart, vocab_size: int, eos_token_ids: tuple[int, ...]) -> RowEdits:
+    """Ids beyond the vocabulary are dropped: admission refuses them, and no row may spoil the step."""
+
+    def known(ids: Iterable[int]) -> list[int]:  # each once
+        return [token for token in dict.fromkeys(ids) if 0 <= token < vocab_size]
+
+    sampling = start.sampling
+    added = dict.fromkeys(known(word[0] for word in sampling.bad_word_ids if len(word) == 1), FORBIDDEN)
+    for token, bias in sampling.logit_bias:
+        added.setdefault(token, min(max(bias, -_MOST_BIAS), _MOST_BIAS))
+    ids, ends = known(added), () if sampling.ignore_eos else eos_token_ids
+    held_back = known((*sampling.stop_token_ids, *ends)) if sampling.min_tokens else ()
+    return RowEdits(
+        allowed=np.array(known(sampling.allowed_token_ids), np.int64),
+        added=np.array(ids, np.int64),
+        values=np.array([added[token] for token in ids], np.float32),
+        held_back=np.array(held_back, np.int64),
+        held_until=num_prompt_tokens(start) + sampling.min_tokens,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,20 +91,7 @@ class LogitEdits:
         self._rows: dict[int, RowEdits] = {}
 
     def start(self, start: RowStart) -> None:
-        sampling = start.sampling
-        added = dict.fromkeys(
-            self._known(word[0] for word in sampling.bad_word_ids if len(word) == 1), FORBIDDEN
-        )
-        for token, bias in sampling.logit_bias:
-            added.setdefault(token, min(max(bias, -_MOST_BIAS), _MOST_BIAS))
-        ids = self._known(added)
-        edits = RowEdits(
-            allowed=np.array(self._known(sampling.allowed_token_ids), np.int64),
-            added=np.array(ids, np.int64),
-            values=np.array([added[token] for token in ids], np.float32),
-            held_back=self._held_back(sampling),
-            held_until=num_prompt_tokens(start) + sampling.min_tokens,
-        )
+        edits = edits_of(start, self._vocab_size, self._eos_token_ids)
         if len(edits.allowed) or len(edits.added) or len(edits.held_back):
             self._rows[start.row] = edits
 
@@ -110,16 +115,6 @@ class LogitEdits:
             held_until=self._tensor([np.full(len(edits.held_back), edits.held_until) for _, edits in held]),
         )
         return [edits]
-
-    def _held_back(self, sampling: SamplingParams) -> Numbers:
-        if sampling.min_tokens == 0:
-            return _NO_IDS
-        ends = () if sampling.ignore_eos else self._eos_token_ids
-        return np.array(self._known((*sampling.stop_token_ids, *ends)), np.int64)
-
-    def _known(self, ids: Iterable[int]) -> list[int]:
-        """Each once. Ids beyond the vocabulary are dropped: admission refuses them, and no row may spoil the step."""
-        return [token for token in dict.fromkeys(ids) if 0 <= token < self._vocab_size]
 
     def _tensor(self, parts: list[Numbers]) -> Tensor:
         joined = np.concatenate(parts) if parts else _NO_IDS

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from protocol.errors import InvalidRequest
+from workers.model.devices import require_fp8
 from workers.model.families.registry import find_family
 from workers.model.hf_config import read_config, read_eos_token_ids
 from workers.model.layout_parts import DecoderLayout
@@ -28,6 +29,8 @@ class ModelDescription:
     spec: ModelSpec
     layout: DecoderLayout
     dtype: torch.dtype
+    kv_dtype: torch.dtype  # of the pool
+    fp8_weights: torch.dtype | None  # of what layers multiply with, where that is quantised
     eos_token_ids: tuple[int, ...]
     length: int  # tokens, of the context: what was asked for, or what the model serves by itself
     num_ranks: int
@@ -37,24 +40,34 @@ class ModelDescription:
         """Of one rank."""
         return self.spec.kv_heads_per_rank(self.num_ranks)
 
+    @property
+    def fp8_kv(self) -> bool:
+        return self.kv_dtype != self.dtype
+
     def block_bytes(self, block_size: int) -> int:
         """Of one block on one rank, over all layers."""
         elements = 2 * self.spec.num_layers * block_size * self.kv_heads * self.spec.head_dim
-        return elements * self.dtype.itemsize
+        return elements * self.kv_dtype.itemsize
 
 
 def describe_model(
-    config: RunnerConfig, group: TensorParallelGroup, choose_dtype: Callable[[str, ModelSpec], torch.dtype]
+    config: RunnerConfig,
+    group: TensorParallelGroup,
+    choose_dtype: Callable[[str, ModelSpec], torch.dtype],
+    fp8_dtype: torch.dtype | None,  # of the device; None: it has none
 ) -> ModelDescription:
     """Raises UnsupportedModel, ModelNotFound, InvalidRequest."""
     hf_config = read_config(config.directory)
     family = find_family(hf_config)
     spec = family.spec(hf_config)
     check_divides(spec, group.size)
+    dtype = choose_dtype(config.dtype, spec)
     return ModelDescription(
         spec=spec,
         layout=decoder_layout(spec, family.names(hf_config)),
-        dtype=choose_dtype(config.dtype, spec),
+        dtype=dtype,
+        kv_dtype=dtype if config.kv_cache_dtype == "auto" else require_fp8(fp8_dtype, "kv_cache_dtype"),
+        fp8_weights=None if config.quantization is None else require_fp8(fp8_dtype, "quantization"),
         eos_token_ids=read_eos_token_ids(config.directory, hf_config),
         length=_length(config.max_model_len, spec, group.rank),
         num_ranks=group.size,

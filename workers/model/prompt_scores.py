@@ -18,7 +18,7 @@ from workers.model.sampler import Sampler
 from workers.model.step_batch import Numbers, RowLayout
 from workers.step_plan import RowStart, StepPlan
 
-_MAX_SCORED_TOKENS = 256  # whose logits exist at a time
+MAX_SCORED_TOKENS = 256  # whose logits exist at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class ScoredRow:
 class ScoredChunk:
     index: int  # of the plan's chunks
     places: Numbers  # in the batch
-    next_tokens: Tensor  # [places] int64
+    next_tokens: Numbers  # [places] int64
     num_alternatives: int
 
 
@@ -60,7 +60,7 @@ class PromptScores:
                 continue
             next_tokens = row.prompt[chunk.start + 1 : chunk.start + 1 + chunk.num_tokens]
             places = layout.begins[plan.num_decodes + index] + np.arange(len(next_tokens))
-            found.append(ScoredChunk(index, places, torch.from_numpy(next_tokens), row.num_alternatives))
+            found.append(ScoredChunk(index, places, next_tokens, row.num_alternatives))
         return found
 
 
@@ -76,8 +76,8 @@ def score_chunks(
         own, hidden = hidden[: len(chunk.places)], hidden[len(chunk.places) :]
         parts = []
         for part, next_tokens in zip(
-            torch.split(own, _MAX_SCORED_TOKENS),
-            torch.split(chunk.next_tokens, _MAX_SCORED_TOKENS),
+            torch.split(own, MAX_SCORED_TOKENS),
+            torch.split(torch.from_numpy(chunk.next_tokens), MAX_SCORED_TOKENS),
             strict=True,
         ):
             logits = compute_logits(part)

@@ -5,16 +5,27 @@ Kept by each runner; plans only say what changed. Knows nothing of weights or de
 
 from __future__ import annotations
 
+from typing import Generic, Protocol, TypeVar
+
 from workers.model.prompt_scores import PromptScores
-from workers.model.sampler import Sampler
 from workers.model.step_batch import BlockTables
-from workers.step_plan import StepPlan
+from workers.step_plan import RowStart, StepPlan
 
 
-class RowStates:
+class RowSampler(Protocol):
+    """Knows what rows wish between their start and their end."""
+
+    def start(self, start: RowStart) -> None: ...
+    def end(self, row: int) -> None: ...
+
+
+S = TypeVar("S", bound=RowSampler)
+
+
+class RowStates(Generic[S]):
     """`draws`: whether this rank draws tokens, so that its sampler must know what the rows want."""
 
-    def __init__(self, tables: BlockTables, sampler: Sampler, draws: bool) -> None:
+    def __init__(self, tables: BlockTables, sampler: S, draws: bool) -> None:
         self.tables = tables
         self.sampler = sampler
         self.scores = PromptScores()

@@ -12,6 +12,8 @@ class RunnerConfig:
 
     directory: Path
     dtype: str = "auto"
+    quantization: str | None = None
+    kv_cache_dtype: str = "auto"
     block_size: int = 16  # tokens
     max_model_len: int | None = None  # tokens
     kv_cache_memory_bytes: int | None = None  # of this rank

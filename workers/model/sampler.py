@@ -3,13 +3,14 @@
     raw logprobs -> allowed ids -> min_tokens, bad words, logit bias -> penalties -> temperature
                  -> min-p -> top-k -> top-p -> draw
 
-Called by a device's runner. What a row draws depends on its logits, its seed and the token's position: never on the
-rows beside it. All that lasts from step to step lies on the logits' device, and a step reads nothing back.
+Called by the CPU's runner; a GPU's kernels mean the same (`cuda/device_sampler.py`). What a row draws depends on its
+logits, its seed and the token's position: never on the rows beside it. All that lasts from step to step lies on the
+logits' device, and a step reads nothing back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -46,7 +47,7 @@ class Sampler:
     ) -> None:
         self._device = torch.device(device)
         self._vocab_size = vocab_size
-        self.columns = SamplingColumns(max_rows)  # read by runners that draw by a kernel of their own
+        self._columns = SamplingColumns(max_rows)
         self._edits = LogitEdits(vocab_size, eos_token_ids, self._device)
         self._bad_words = BadWords(vocab_size, self._device)
         self._penalties = Penalties(vocab_size, self._device)
@@ -56,14 +57,14 @@ class Sampler:
     def start(self, start: RowStart) -> None:
         """What the row held before is forgotten."""
         self.end(start.row)
-        self.columns.start(start, self._vocab_size)
+        self._columns.start(start, self._vocab_size)
         self._edits.start(start)
         self._bad_words.start(start)
         self._penalties.start(start)
 
     def end(self, row: int) -> None:
         self._batch = None
-        self.columns.end(row)
+        self._columns.end(row)
         self._edits.end(row)
         self._bad_words.end(row)
         self._penalties.end(row)
@@ -73,9 +74,7 @@ class Sampler:
         logits: Tensor,  # [samples, vocabulary], consumed
         rows: Tensor,  # [samples] int64, on the host: they tell which passes to run
         positions: Tensor,  # [samples] int64, of the tokens to draw
-        draw: Callable[[Tensor], Tensor] | None = None,
     ) -> Drawn:
-        """`draw`: in place of the own one, from logits [samples, vocabulary] fp32 that all passes have changed."""
         batch = self._batch_of(rows)
         if batch.is_argmax:
             return Drawn(argmax(logits))
@@ -84,7 +83,7 @@ class Sampler:
         raw = None if batch.asked is None else batch.asked.keep(logits)
         for each in batch.passes:
             each.apply(logits, positions)
-        drawn = batch.draw(logits, positions) if draw is None else draw(logits)
+        drawn = batch.draw(logits, positions)
         for each in batch.passes:
             each.remember(drawn)
         if batch.asked is None or raw is None:
@@ -116,6 +115,6 @@ class Sampler:
                 *self._bad_words.batch(listed),
                 *self._penalties.batch(listed),
             )
-            self._batch = SamplingBatch.of(self.columns, column, passes, self._vocab_size, self._device)
+            self._batch = SamplingBatch.of(self._columns, column, passes, self._vocab_size, self._device)
             self._batch_rows = key
         return self._batch

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kernels.dispatch import Kernels
+from kernels.experts import RunExperts
 from kernels.linear import Linear
 from workers.model.checkpoint import Checkpoint
 from workers.model.layout_parts import (
@@ -47,7 +49,7 @@ class MlpWeights:
 @dataclass(frozen=True, slots=True)
 class ExpertsWeights:
     router: Linear
-    experts: tuple[MlpWeights, ...]
+    experts: RunExperts
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,7 @@ def load_weights(
     layout: DecoderLayout,
     shard: Shard,
     dtype: torch.dtype,
-    pack: PackLinear,
+    kernels: Kernels,
     on_progress: Progress | None = None,
     device: torch.device = _CPU,
 ) -> DecoderWeights:
@@ -90,7 +92,7 @@ def load_weights(
     pieces = list(layout.pieces())
     with closing(checkpoint):
         checkpoint.check(pieces, layout.ignored, layout.prefix)
-        return _Loader(checkpoint, shard, dtype, pack, len(pieces), on_progress, device).decoder(layout)
+        return _Loader(checkpoint, shard, dtype, kernels, len(pieces), on_progress, device).decoder(layout)
 
 
 class _Loader:
@@ -99,7 +101,7 @@ class _Loader:
         checkpoint: Checkpoint,
         shard: Shard,
         dtype: torch.dtype,
-        pack: PackLinear,
+        kernels: Kernels,
         num_pieces: int,
         on_progress: Progress | None,
         device: torch.device,
@@ -107,7 +109,9 @@ class _Loader:
         self._checkpoint = checkpoint
         self._shard = shard
         self._dtype = dtype
-        self._pack = pack
+        self._pack = kernels.pack_linear
+        self._pack_layer = kernels.pack_layer_linear
+        self._pack_experts = kernels.pack_experts
         self._num_pieces = num_pieces
         self._num_loaded = 0
         self._on_progress = on_progress
@@ -118,10 +122,10 @@ class _Loader:
         return DecoderWeights(
             embedding=embedding,
             positions=None if layout.positions is None else self._tensor(layout.positions),
-            project_in=None if layout.project_in is None else self._linear(layout.project_in),
+            project_in=None if layout.project_in is None else self._linear(layout.project_in, self._pack),
             layers=tuple(self._layer(layer) for layer in layout.layers),
             final_norm=self._norm(layout.final_norm),
-            project_out=None if layout.project_out is None else self._linear(layout.project_out),
+            project_out=None if layout.project_out is None else self._linear(layout.project_out, self._pack),
             lm_head=self._lm_head(layout, embedding),
         )
 
@@ -130,10 +134,10 @@ class _Loader:
         assert attention_norm is not None, "every layer has one"
         return LayerWeights(
             attention_norm=attention_norm,
-            qkv=self._linear(layout.qkv),
+            qkv=self._linear(layout.qkv, self._pack_layer),
             q_norm=self._norm(layout.q_norm),
             k_norm=self._norm(layout.k_norm),
-            o=self._linear(layout.o),
+            o=self._linear(layout.o, self._pack_layer),
             attention_post_norm=self._norm(layout.attention_post_norm),
             mlp_norm=self._norm(layout.mlp_norm),
             mlp=self._experts(layout.mlp) if isinstance(layout.mlp, ExpertsLayout) else self._mlp(layout.mlp),
@@ -141,10 +145,15 @@ class _Loader:
         )
 
     def _experts(self, layout: ExpertsLayout) -> ExpertsWeights:
-        return ExpertsWeights(self._linear(layout.router), tuple(map(self._mlp, layout.experts)))
+        router = self._linear(layout.router, self._pack)
+        linears = (linear for expert in layout.experts for linear in (expert.gate_up, expert.down))
+        weights = (self._fused(linear.weights) for linear in linears)
+        return ExpertsWeights(router, self._pack_experts(weights, len(layout.experts)))
 
     def _mlp(self, layout: MlpLayout) -> MlpWeights:
-        return MlpWeights(self._linear(layout.gate_up), self._linear(layout.down))
+        return MlpWeights(
+            self._linear(layout.gate_up, self._pack_layer), self._linear(layout.down, self._pack_layer)
+        )
 
     def _norm(self, layout: NormLayout | None) -> NormWeights | None:
         if layout is None:
@@ -155,12 +164,12 @@ class _Loader:
         weight = (weight + 1.0 if layout.spec.one_plus else weight).to(self._device, self._dtype, copy=True)
         return NormWeights(weight, None if layout.bias is None else self._tensor(layout.bias))
 
-    def _linear(self, layout: LinearLayout) -> Linear:
+    def _linear(self, layout: LinearLayout, pack: PackLinear) -> Linear:
         weight = self._fused(layout.weights)
         bias = self._fused(layout.biases) if layout.biases else None
         if layout.summed and self._shard.rank > 0:
             bias = None  # read all the same, for the sake of the progress; added once, by rank 0
-        return self._pack(weight, bias)
+        return pack(weight, bias)
 
     def _lm_head(self, layout: DecoderLayout, embedding: Tensor) -> Linear:
         """Every rank's part is as wide as the first one's, so that they can be gathered."""

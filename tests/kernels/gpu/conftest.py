@@ -15,6 +15,8 @@ import torch
 HAS_TRITON = find_spec("triton") is not None
 if HAS_TRITON:
     from triton import knobs
+
+    from kernels.gpu.fp8_types import fp8_dtype_of
 else:
     collect_ignore_glob = ["*.py"]  # of the folders below too
 
@@ -39,6 +41,17 @@ def assert_close() -> AssertClose:
 
     def compare(found: torch.Tensor, meant: torch.Tensor) -> None:
         tolerance = TOLERANCES[found.dtype]
-        torch.testing.assert_close(found.float(), meant.float(), rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(found.float().cpu(), meant.float().cpu(), rtol=tolerance, atol=tolerance)
 
     return compare
+
+
+@pytest.fixture
+def require_fp8(device: torch.device) -> Callable[[torch.dtype], None]:
+    """A GPU has the numbers of its maker, the interpreter all."""
+
+    def require(dtype: torch.dtype) -> None:
+        if device.type == "cuda" and fp8_dtype_of(device) != dtype:
+            pytest.skip(f"this GPU has no {dtype}")
+
+    return require

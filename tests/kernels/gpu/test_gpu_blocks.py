@@ -1,22 +1,17 @@
-"""What keeps the pool and the step's inputs on the device: block copies, resident tables, the next step's inputs."""
+"""What keeps the pool and the step's inputs on the device: block copies, resident tables, tokens to feed."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
-from torch import Tensor
 
 from kernels import apply_deltas as meant_deltas
-from kernels import gather_next as meant
-from kernels.gather_next import DecodeInputs, DecodeState
+from kernels import keep_newest as meant
 from kernels.gpu.apply_deltas import apply_deltas
 from kernels.gpu.copy_blocks import copy_blocks
-from kernels.gpu.gather_next import gather_next, keep_newest
+from kernels.gpu.keep_newest import keep_newest
 
 DTYPES = pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float8_e4m3fn), ids=str)
-BLOCK_SIZE = 16
 
 
 @DTYPES
@@ -43,68 +38,6 @@ def test_deltas_reach_their_places_and_padding_none(num_deltas: int, device: tor
     apply_deltas(tables[0], padded[:, :num_deltas])
     meant_deltas.apply_deltas(tables[1], padded[:, :num_deltas])
     assert torch.equal(*tables)
-
-
-def some_state(num_rows: int, device: torch.device) -> DecodeState:
-    return DecodeState(
-        newest_tokens=torch.randint(1, 1000, (num_rows,)).to(device),
-        positions=torch.randint(0, 4 * BLOCK_SIZE - 1, (num_rows,), dtype=torch.int32).to(device),
-        block_tables=torch.randint(1, 1 << 30, (num_rows, 4), dtype=torch.int32).to(device),
-    )
-
-
-def poisoned_inputs(batch: int, device: torch.device) -> DecodeInputs:
-    return DecodeInputs(*(torch.full((batch,), -99, device=device) for _ in range(3)))
-
-
-def columns(inputs: DecodeInputs) -> Tensor:
-    return torch.stack([inputs.token_ids, inputs.positions, inputs.slots])
-
-
-@pytest.mark.parametrize("batch", (1, 7, 130))
-def test_the_next_inputs_are_what_they_mean(batch: int, device: torch.device) -> None:
-    state = some_state(150, device)
-    same = replace(state, positions=state.positions.clone())
-    rows = torch.randperm(150)[:batch].int().to(device)
-    rows[1::5] = -1
-    found, meaning = poisoned_inputs(batch, device), poisoned_inputs(batch, device)
-    gather_next(rows, state, BLOCK_SIZE, found)
-    meant.gather_next(rows, same, BLOCK_SIZE, meaning)
-    assert torch.equal(columns(found), columns(meaning))
-    assert torch.equal(state.positions, same.positions)
-
-
-def test_positions_grow_from_block_to_block_by_themselves(device: torch.device) -> None:
-    state = DecodeState(
-        newest_tokens=torch.tensor([5, 6], device=device),
-        positions=torch.tensor([0, BLOCK_SIZE - 2], dtype=torch.int32, device=device),
-        block_tables=torch.tensor([[1, 2], [3, 4]], dtype=torch.int32, device=device),
-    )
-    rows, seen = torch.tensor([-1, 1], dtype=torch.int32, device=device), []
-    for _ in range(3):
-        inputs = poisoned_inputs(2, device)
-        gather_next(rows, state, BLOCK_SIZE, inputs)
-        seen.append(columns(inputs).tolist())
-    assert seen == [
-        [[0, 6], [0, 15], [-1, 3 * BLOCK_SIZE + 15]],
-        [[0, 6], [0, 16], [-1, 4 * BLOCK_SIZE]],
-        [[0, 6], [0, 17], [-1, 4 * BLOCK_SIZE + 1]],
-    ]
-    assert state.positions.tolist() == [0, BLOCK_SIZE + 1]
-
-
-@pytest.mark.parametrize("gather", (gather_next, meant.gather_next), ids=("kernel", "meaning"))
-@pytest.mark.parametrize("position", (BLOCK_SIZE - 1, 2 * BLOCK_SIZE - 1), ids=("null-block", "table-end"))
-def test_a_row_without_a_block_writes_nothing(position: int, gather: object, device: torch.device) -> None:
-    state = DecodeState(
-        newest_tokens=torch.tensor([5, 6], device=device),
-        positions=torch.tensor([position, 0], dtype=torch.int32, device=device),
-        block_tables=torch.tensor([[1, 0], [3, 4]], dtype=torch.int32, device=device),
-    )
-    inputs = poisoned_inputs(1, device)
-    assert callable(gather)
-    gather(torch.tensor([0], dtype=torch.int32, device=device), state, BLOCK_SIZE, inputs)
-    assert columns(inputs).flatten().tolist() == [5, position + 1, -1]
 
 
 @pytest.mark.parametrize("keep", (keep_newest, meant.keep_newest), ids=("kernel", "meaning"))

@@ -96,7 +96,8 @@ def test_fp8_rows_are_multiplied_with_their_scales(
     bias, out = random(outputs, device=device), poisoned(rows, outputs, random(1, device=device))
     fp8_matmul(*x, *weight, bias, out)
     wide_x, wide_weight = (quantized.double() * scales for quantized, scales in (x, weight))
-    assert_close(out, wide_x @ wide_weight.T + bias)
+    # The sums of Hopper's fp8 instruction keep few bits.
+    assert_close(out.half() if device.type == "cuda" else out, wide_x @ wide_weight.T + bias)
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,11 @@ def test_writes_what_is_given_to_be_written(device: torch.device) -> None:
     assert quantize_fp8(exact_rows(2, 6).to(device), out=out) is out
 
 
+def test_no_rows_make_no_rows(device: torch.device) -> None:
+    quantized, scales = quantize_fp8(torch.empty(0, 5, device=device))
+    assert quantized.shape == (0, 5) and scales.shape == (0, 1)
+
+
 def test_the_meaning_is_off_by_at_most_half_a_step_of_fp8() -> None:
     rows = torch.randn(9, 300)
     quantized, scales = meant_quantize_fp8(rows)

@@ -138,20 +138,25 @@ def test_padding_is_not_rotated_either(device: torch.device) -> None:
     assert torch.equal(qkv, before)
 
 
+@pytest.mark.parametrize("stored", (torch.float8_e4m3fn, torch.float8_e4m3fnuz), ids=str)
 @pytest.mark.parametrize("scaled", (True, False))
-def test_an_fp8_pool_stores_what_is_divided_by_the_heads_scale(scaled: bool, device: torch.device) -> None:
+def test_an_fp8_pool_stores_what_is_divided_by_the_heads_scale(
+    scaled: bool, stored: torch.dtype, device: torch.device, require_fp8: Callable[[torch.dtype], None]
+) -> None:
+    require_fp8(stored)
     case = Case(3, 2, 64, 64, 16)
     qkv, cos, sin = inputs(case, torch.float32, device)
     qkv.mul_(8.0).round_()  # whole numbers to 16 fit fp8: the interpreter rounds others wrongly
     qkv.clamp_(-16.0, 16.0)
     qkv[0, -1, 0] = 1e6  # beyond the largest
     scales = torch.tensor([[0.5, 2.0], [4.0, 0.25]], device=device) if scaled else None
-    kv, slots = empty_pool(case, torch.float8_e4m3fn, device), some_slots(case, device)
+    kv, slots = empty_pool(case, stored, device), some_slots(case, device)
     values = qkv[:, -2:].clone()
     rope_kv_write(qkv, torch.ones_like(cos), torch.zeros_like(sin), kv, slots, scales=scales)
     found = kv.float()[1].transpose(1, 2).flatten(0, 1)[slots[slots >= 0]]
+    largest = torch.finfo(stored).max
     divisor = torch.ones(2, 1, device=device) if scales is None else scales[1][:, None]
-    assert torch.equal(found, (values / divisor).clamp(-448.0, 448.0)[slots >= 0])
+    assert torch.equal(found, (values / divisor).clamp(-largest, largest)[slots >= 0])
 
 
 def test_the_values_of_a_pool_beyond_32_bits_are_addressed_in_64(device: torch.device) -> None:

@@ -21,7 +21,7 @@ from workers.tensor_parallel import connect_group
 def main(directory: str, port: str, plans: str) -> None:
     torch.set_num_threads(1)
     group = connect_group(1, 2, "127.0.0.1", int(port), 60.0)
-    runner = CpuRunner(RunnerConfig(Path(directory), "float32", 4, max_num_seqs=8), group)
+    runner = CpuRunner(RunnerConfig(Path(directory), "float32", block_size=4, max_num_seqs=8), group)
     for encoded in pickle.loads(Path(plans).read_bytes()):
         assert runner.launch(decode(encoded)) == SampledTokens(), "only rank 0 draws"
     runner.close()

@@ -10,12 +10,16 @@ import math
 import os
 import sys
 import threading
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from kernels.linear import Linear, LinearPacker
+from kernels.dispatch import select_kernels
+from kernels.experts import GroupedExperts
+from kernels.linear import Linear
 from workers.model.checkpoint import open_checkpoint
 from workers.model.families.registry import find_family
 from workers.model.hf_config import read_config
@@ -60,17 +64,24 @@ def main(directory: str, rank: str, num_ranks: str, dtype_name: str) -> None:
     config = read_config(Path(directory))
     family = find_family(config)
     layout = decoder_layout(family.spec(config), family.names(config))
-    packer = LinearPacker(dtype)
+    kernels = select_kernels(dtype, block_size=16, token_elements=1, variants=())
     sizes = [math.prod(piece.part_shape(shard)) * dtype.itemsize for piece in layout.pieces()]
     with AnonymousMemory() as memory, torch.inference_mode():
 
         def pack(weight: Tensor, bias: Tensor | None) -> Linear:
-            packed = packer.pack(weight, bias)
+            packed = kernels.pack_linear(weight, bias)
             memory.look()  # the plain weight and the packed one are both there
             return packed
 
+        watched = replace(
+            kernels,
+            pack_linear=pack,
+            pack_layer_linear=pack,
+            pack_experts=partial(GroupedExperts, pack=pack),
+        )
+
         checkpoint = open_checkpoint(Path(directory), "auto", seed=0)
-        weights = load_weights(checkpoint, layout, shard, dtype, pack, lambda *_: memory.look())
+        weights = load_weights(checkpoint, layout, shard, dtype, watched, lambda *_: memory.look())
         end_bytes = memory.now()
     assert weights.layers
     found = {

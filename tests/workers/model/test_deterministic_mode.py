@@ -62,6 +62,7 @@ def open_engine(open_runner: Any) -> OpenEngine:
         model: str | Path = MODEL,
         dtype: str = "float32",
         deterministic: bool = True,
+        kv_cache_dtype: str = "auto",
         pool_bytes: int | None = None,
         max_model_len: int | None = None,
         **config: Any,
@@ -70,6 +71,7 @@ def open_engine(open_runner: Any) -> OpenEngine:
             model,
             dtype=dtype,
             deterministic=deterministic,
+            kv_cache_dtype=kv_cache_dtype,
             kv_cache_memory_bytes=pool_bytes,
             max_model_len=max_model_len,
             max_num_seqs=MAX_NUM_SEQS,
@@ -129,6 +131,16 @@ def test_batches_chunks_and_cache_hits_change_no_bit(
         assert answers(engine) == expected, f"cold, in chunks of {budget}"
         assert answers(engine, arrival=random.Random(budget)) == expected, f"warm, in chunks of {budget}"
         assert engine.load().cache.hit > 100
+
+
+def test_what_was_rounded_to_be_stored_is_read_alike_by_hits_and_by_who_computed_it(
+    open_engine: OpenEngine,
+) -> None:
+    expected = answers_alone(open_engine(kv_cache_dtype="fp8", enable_prefix_caching=False))
+    engine = open_engine(kv_cache_dtype="fp8", max_num_batched_tokens=16)
+    assert answers(engine) == expected
+    assert answers(engine, arrival=random.Random(1)) == expected
+    assert engine.load().cache.hit > 100
 
 
 @pytest.mark.parametrize("dtype", ("float32", "bfloat16"))

@@ -29,7 +29,7 @@ class Pair:
         port = free_port("127.0.0.1")
 
         def open_one(rank: int) -> CpuRunner:
-            config = RunnerConfig(directory, "float32", 4, max_num_seqs=8)
+            config = RunnerConfig(directory, "float32", block_size=4, max_num_seqs=8)
             return CpuRunner(config, connect_group(rank, 2, "127.0.0.1", port, 60.0))
 
         self.runners = list(self._threads.map(open_one, range(2)))

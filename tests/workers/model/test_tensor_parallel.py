@@ -73,7 +73,7 @@ def test_two_workers_draw_the_tokens_of_one(
     plans, expected = recorded_run(drive(open_runner(variant)))
     port = free_port("127.0.0.1")
     follow(make_checkpoint(variant), port, plans)
-    config = RunnerConfig(make_checkpoint(variant), "float32", 4, max_num_seqs=8)
+    config = RunnerConfig(make_checkpoint(variant), "float32", block_size=4, max_num_seqs=8)
     runner = CpuRunner(config, connect_group(0, 2, "127.0.0.1", port, 60.0))
     drawn = [runner.launch(plan) for plan in plans]
     runner.close()

@@ -34,6 +34,7 @@ class CudaDevice:
         self._downloads = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._last_download: CudaEvent | None = None
         self._graph_memory = torch.cuda.graph_pool_handle()
+        self._graphs: list[torch.cuda.CUDAGraph] = []
 
     def active(self) -> AbstractContextManager[None]:
         return self._active()
@@ -76,8 +77,13 @@ class CudaDevice:
             run()
         finally:
             graph.capture_end()
+        self._graphs.append(graph)
         replay: Replay = graph.replay
         return replay
+
+    def drop_graphs(self) -> None:
+        while self._graphs:
+            self._graphs.pop().reset()
 
     def memory(self) -> DeviceMemory:
         """What other processes hold is not free. Memory that torch has in store is given back first."""

@@ -61,6 +61,10 @@ class Device(Protocol):
         """Launch once for warm-up, then record what it launches: a replay launches it again, on the same memory."""
         ...
 
+    def drop_graphs(self) -> None:
+        """Whoever holds a replay must not call it any more. What is under way runs to its end."""
+        ...
+
     def memory(self) -> DeviceMemory: ...
 
     def peak_bytes(self, run: Callable[[], None]) -> int:
@@ -106,6 +110,9 @@ class PlainDevice:
     def capture(self, run: Callable[[], None]) -> Replay:
         run()
         return run
+
+    def drop_graphs(self) -> None:
+        """There are none."""
 
     def memory(self) -> DeviceMemory:
         return DeviceMemory(self._memory_bytes, self._memory_bytes)

@@ -16,7 +16,6 @@ from workers.model.cuda.device import Device
 from workers.model.cuda.graph_sizes import padded_rows
 from workers.model.decoder import Decoder
 from workers.model.model_description import ModelDescription
-from workers.model.model_spec import ExpertsSpec
 from workers.model.rotary import RotaryTables
 from workers.model.runner_config import RunnerConfig
 from workers.model.weights import Progress, load_weights
@@ -54,6 +53,8 @@ def load_model(
         head_dim=spec.head_dim,
         vocab_size=spec.vocab_size,
         deterministic=config.deterministic,
+        fp8_kv=model.fp8_kv,
+        fp8_weights=model.fp8_weights,
     )
     kernels = select_kernels(sizes, distinct(variants))
     weights = load_weights(
@@ -61,7 +62,7 @@ def load_model(
         model.layout,
         group.shard,
         model.dtype,
-        kernels.decoder.pack_linear,
+        kernels.decoder,
         on_progress,
         own,
     )
@@ -75,9 +76,4 @@ def allocate_pool(
 ) -> list[Tensor]:
     """One tensor a layer."""
     shape = gpu_kv_shape(num_blocks, block_size, model.kv_heads, model.spec.head_dim)
-    return [torch.zeros(shape, dtype=model.dtype, device=device) for _ in range(model.spec.num_layers)]
-
-
-def can_be_captured(model: ModelDescription) -> bool:
-    """Experts are run by how many tokens chose each of them, which the host has to look at."""
-    return not any(isinstance(layer.mlp, ExpertsSpec) for layer in model.spec.layers)
+    return [torch.zeros(shape, dtype=model.kv_dtype, device=device) for _ in range(model.spec.num_layers)]

@@ -64,12 +64,14 @@ class MemoryBudget:
             )
         return asked
 
-    def describe(self, facts: RunnerFacts, block_bytes: int, graphs_bytes: int, free_bytes: int) -> str:
+    def describe(
+        self, facts: RunnerFacts, kv_dtype: str, block_bytes: int, graphs_bytes: int, free_bytes: int
+    ) -> str:
         """Once everything is there: `graphs_bytes` is what graphs have taken, `free_bytes` what nobody has."""
         return (
             f"GPU memory of {_gib(self.total_bytes)}: {_gib(self.before_bytes)} in use before,"
             f" weights {_gib(self.weights_bytes)}, pool {_gib(facts.num_blocks * block_bytes)}"
-            f" ({facts.num_blocks} blocks of {facts.block_size} tokens), graphs {_gib(graphs_bytes)},"
+            f" ({facts.num_blocks} blocks of {facts.block_size} tokens in {kv_dtype}), graphs {_gib(graphs_bytes)},"
             f" {_gib(free_bytes)} free, of which a step takes {_gib(self.step_bytes)}"
         )
 

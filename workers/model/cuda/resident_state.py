@@ -25,7 +25,7 @@ class Changes:
     """Of one step, on their way."""
 
     deltas: Section | None  # [3, new blocks] int32: rows, columns, blocks
-    copies: Section | None  # [2, blocks] int64: sources, destinations
+    copies: tuple[Section, Section] | None  # sources, destinations: [blocks] int64
 
 
 class ResidentState:
@@ -40,14 +40,13 @@ class ResidentState:
 
     def put(self, upload: StepUpload, plan: StepPlan) -> Changes:
         """Behind the host's tables, which have the plan's new blocks already."""
-        copies = upload.put(np.array(plan.copies, np.int64).T) if plan.copies else None
-        return Changes(self._put_deltas(upload, plan), copies)
+        return Changes(self._put_deltas(upload, plan), _put_copies(upload, plan))
 
     def apply(self, upload: StepUpload, changes: Changes, pool: Sequence[Tensor]) -> None:
         if changes.deltas is not None:
             self._kernels.apply_deltas(self.block_tables, upload.on_device(changes.deltas))
         if changes.copies is not None:
-            sources, destinations = upload.on_device(changes.copies).unbind()
+            sources, destinations = map(upload.on_device, changes.copies)
             for kv in pool:
                 self._kernels.decoder.copy_blocks(kv, sources, destinations)
 
@@ -64,3 +63,11 @@ class ResidentState:
             deltas[2, begin:end] = blocks
             begin = end
         return section
+
+
+def _put_copies(upload: StepUpload, plan: StepPlan) -> tuple[Section, Section] | None:
+    """A section each, which begins where triton expects it: one kernel does for any number of blocks."""
+    if not plan.copies:
+        return None
+    sources, destinations = np.array(plan.copies, np.int64).T
+    return upload.put(sources), upload.put(destinations)

@@ -6,8 +6,8 @@ Steps that only decode are replays of graphs where one fits, all others are laun
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,16 +15,17 @@ from torch import Tensor
 
 from kernels.gpu.attention_operator import DeviceLaunch, TritonAttentionPlan
 from kernels.gpu.attention_plan import TILE_NUMBERS, QueryColumns
-from protocol.messages import TokenLogprob
 from workers.model.cuda.decode_graphs import DECODE_ROW_BYTES, DecodeGraphs, put_tiles
 from workers.model.cuda.device import Device, Event
+from workers.model.cuda.device_sampler import DeviceSampler
+from workers.model.cuda.drawn_tokens import DrawnTokens
 from workers.model.cuda.graph_sizes import graph_sizes, padded_rows
 from workers.model.cuda.loading import LoadedModel
+from workers.model.cuda.prompt_scoring import SCORED_TOKEN_BYTES, PromptScoring, ScoredPrompts
 from workers.model.cuda.resident_state import COPY_BYTES, DELTA_BYTES, ResidentState
 from workers.model.cuda.step_upload import StepUpload
-from workers.model.cuda.token_head import ROW_BYTES, DrawnTokens, TokenHead
+from workers.model.cuda.token_head import ROW_BYTES, DrawKind, TokenHead
 from workers.model.decoder import ForwardBatch
-from workers.model.prompt_scores import score_chunks
 from workers.model.row_states import RowStates
 from workers.model.step_batch import Numbers, RowLayout, column_of, lay_out, token_columns
 from workers.step_plan import SampledTokens, StepPlan
@@ -32,7 +33,8 @@ from workers.tensor_parallel import TensorParallelGroup
 
 _NOTHING = SampledTokens()
 _ROOM_BYTES = 4096  # for the ends of a step's sections, which are rounded up
-_TOKEN_BYTES = 4 * 8 + TILE_NUMBERS * 4  # id, position, slot, place where it is wanted, and a tile of its own
+# Id, position, slot, place where it is wanted, a tile of its own, and what it is scored against.
+_TOKEN_BYTES = 4 * 8 + TILE_NUMBERS * 4 + SCORED_TOKEN_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +43,14 @@ class DeviceStep:
 
     done: Event
     drawn: DrawnTokens | None = None
-    prompt_logprobs: Mapping[int, tuple[TokenLogprob, ...]] = field(default_factory=dict)
+    scored: ScoredPrompts | None = None
 
     def wait(self) -> SampledTokens:
         self.done.wait()
+        prompt_logprobs = {} if self.scored is None else self.scored.read()
         if self.drawn is None:
-            return SampledTokens(prompt_logprobs=self.prompt_logprobs)
-        return SampledTokens(self.drawn.token_ids.tolist(), self.drawn.logprobs, self.prompt_logprobs)
+            return SampledTokens(prompt_logprobs=prompt_logprobs)
+        return SampledTokens(self.drawn.token_ids.tolist(), self.drawn.read_logprobs(), prompt_logprobs)
 
 
 class StepExecutor:
@@ -58,7 +61,7 @@ class StepExecutor:
         device: Device,
         model: LoadedModel,
         group: TensorParallelGroup,
-        rows: RowStates,
+        rows: RowStates[DeviceSampler],
         block_size: int,
         max_tokens: int,
     ) -> None:
@@ -75,6 +78,7 @@ class StepExecutor:
         num_bytes = _upload_bytes(max_size, max_tokens, num_rows * max_blocks)
         self._upload = StepUpload(device, num_bytes)
         self._resident = ResidentState(rows.tables, model.kernels, device.torch_device)
+        self._prompts = PromptScoring(device, model)
         self._head = TokenHead(device, model, group, rows.sampler, num_rows, max_size)
         self._graphs = DecodeGraphs(device, model, self._head, self._resident.block_tables)
         # In the place of a token id: the row whose newest token it is, which only the device knows.
@@ -88,6 +92,7 @@ class StepExecutor:
     def run_largest_graph(self, most_keys: int, pool: Sequence[Tensor]) -> None:
         """What the largest graph would launch, of padding alone: for its memory to be measured."""
         self._graphs.run_once(self.sizes[-1], most_keys, pool, self._upload)
+        self._head.run_once(self.sizes[-1], DrawKind.EDITED, self._upload)
 
     def capture(self, keys: Sequence[int], pool: Sequence[Tensor]) -> None:
         """From here on steps that decode are replays. `keys`: of the longest row, ascending; `pool` must stay."""
@@ -98,6 +103,7 @@ class StepExecutor:
         self._rows.apply(plan)
         for start in plan.starts:
             self._head.start(start.row, start.sampling)
+        self._rows.sampler.send(self._upload)
         self._upload.begin()
         if plan.num_decodes and not plan.chunks:
             rows, starts = column_of(plan.decode_rows), column_of(plan.decode_starts)
@@ -117,7 +123,7 @@ class StepExecutor:
         upload.send()
         self._resident.apply(upload, changes, pool)
         self._graphs.replay(*graph)
-        return self._step(self._head.draw(wishes, upload, rows, starts + 1))
+        return self._step(self._head.draw(wishes, upload, rows))
 
     def _launch(
         self, plan: StepPlan, layout: RowLayout, pool: Sequence[Tensor]
@@ -127,17 +133,18 @@ class StepExecutor:
         scored = self._rows.scores.chunks(plan, layout)
         wanted = np.concatenate([layout.last_places, *(chunk.places for chunk in scored)])
         wishes = head.put(upload, head.padded(num_drawn), rows, positions)
+        asked = self._prompts.put(upload, scored)
         changes = self._resident.put(upload, plan)
         batch = self._send_batch(plan, layout, wanted)
         self._resident.apply(upload, changes, pool)
         hidden = self._decoder.forward(batch, pool)
         if hidden is None:
             return self._step(None)
-        scores = score_chunks(hidden[num_drawn:], scored, self._decoder.logits, self._rows.sampler)
+        prompts = None if asked is None else self._prompts.score(hidden[num_drawn:], scored, asked, upload)
         if not num_drawn:
-            return self._step(None, scores)
+            return self._step(None, prompts)
         head.hidden[:num_drawn].copy_(hidden[:num_drawn])
-        return self._step(head.draw(wishes, upload, rows, positions), scores)
+        return self._step(head.draw(wishes, upload, rows), prompts)
 
     def _send_batch(self, plan: StepPlan, layout: RowLayout, wanted: Numbers) -> ForwardBatch:
         upload, order = self._upload, layout.order
@@ -160,15 +167,13 @@ class StepExecutor:
         return ForwardBatch(token_ids, positions, slots, (attention,) * self._num_attentions, places)
 
     def _step(
-        self,
-        drawn: DrawnTokens | None,
-        prompt_logprobs: Mapping[int, tuple[TokenLogprob, ...]] | None = None,
+        self, drawn: DrawnTokens | None, scored: ScoredPrompts | None = None
     ) -> DeviceStep | SampledTokens:
         """Ranks but the first wait for nothing: the next plan's upload holds them back where they run ahead."""
         if self._group.rank > 0:
             return _NOTHING
         done = self._device.mark() if drawn is None else drawn.arrived
-        return DeviceStep(done, drawn, prompt_logprobs or {})
+        return DeviceStep(done, drawn, scored)
 
 
 def _upload_bytes(max_rows: int, max_tokens: int, max_deltas: int) -> int:

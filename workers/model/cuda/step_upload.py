@@ -65,6 +65,11 @@ class StepUpload:
             sent.wait()
         self._end = 0
 
+    @property
+    def left_bytes(self) -> int:
+        """Of this step, for sections rounded up."""
+        return self._num_bytes - self._end
+
     def put(self, values: NDArray[Any]) -> Section:
         section, array = self.room(values.shape, values.dtype)
         array[...] = values

@@ -1,14 +1,14 @@
 """From the hidden states of rows that draw to their tokens, which stay on the device for the next step to feed.
 
-Called by `cuda_runner.py` and captured as graphs of its own, one per number of rows and kind of draw: so one set of
-graphs serves steps that decode and steps that also prefill. Rows that want more than a draw (penalties, logprobs, bad
-words ...) have their logits changed and looked at by `workers/model/sampler.py`, launch by launch.
+Called by `step_executor.py` and captured as graphs of its own, one per number of rows and kind of draw: so one set of
+graphs serves steps that decode and steps that also prefill. What a row gets does not depend on what others wish: each
+kind does for a row of a lesser one what that one does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import IntEnum
 from functools import partial
 from typing import Any
@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kernels.gpu.sample_weights import SamplingRows
-from protocol.messages import TokenLogprob
 from protocol.sampling import SamplingParams
-from workers.model.cuda.device import Device, Event, Replay
+from workers.model.cuda.device import Device, Replay
+from workers.model.cuda.device_sampler import DeviceSampler
+from workers.model.cuda.drawn_tokens import DrawnTokens, TokenDownload
 from workers.model.cuda.loading import LoadedModel
+from workers.model.cuda.started_rows import is_edited
 from workers.model.cuda.step_upload import Section, StepUpload
-from workers.model.sampler import Sampler
 from workers.model.sampling_state import Wish
 from workers.model.step_batch import Numbers
 from workers.tensor_parallel import TensorParallelGroup
@@ -38,21 +39,11 @@ class DrawKind(IntEnum):
 
     LIKELIEST = 0
     RANDOM = 1  # temperature, top-k, top-p, min-p
-    EDITED = 2  # its logits change before the draw, or somebody wants to see them
+    EDITED = 2  # penalties, biases, words; logprobs
 
 
 def kind_of(sampling: SamplingParams) -> DrawKind:
-    edited = (
-        sampling.logprobs is not None
-        or sampling.allowed_token_ids
-        or sampling.logit_bias
-        or sampling.bad_word_ids
-        or sampling.min_tokens > 0
-        or sampling.repetition_penalty != 1.0
-        or sampling.frequency_penalty
-        or sampling.presence_penalty
-    )
-    if edited:
+    if is_edited(sampling):
         return DrawKind.EDITED
     return DrawKind.LIKELIEST if sampling.greedy else DrawKind.RANDOM
 
@@ -89,15 +80,7 @@ class DrawSections:
 
 
 ROW_BYTES = 40  # of `DrawSections`
-
-
-@dataclass(frozen=True, slots=True)
-class DrawnTokens:
-    """Under way to the host."""
-
-    arrived: Event
-    token_ids: Tensor  # [rows] int64, on the host; to be read behind `arrived`
-    logprobs: Mapping[int, TokenLogprob] = field(default_factory=dict)
+_NOBODY = np.zeros(0, np.int64)
 
 
 class TokenHead:
@@ -108,7 +91,7 @@ class TokenHead:
         device: Device,
         model: LoadedModel,
         group: TensorParallelGroup,
-        sampler: Sampler,
+        sampler: DeviceSampler,
         max_rows: int,
         max_size: int,  # rows, padding included
     ) -> None:
@@ -121,9 +104,7 @@ class TokenHead:
         self.newest = torch.zeros(max_rows, dtype=torch.int64, device=own)
         # Of a step's rows that draw, [size, hidden], to be written before `draw`.
         self.hidden = torch.zeros(max_size, hidden_size, dtype=model.described.dtype, device=own)
-        self._drawn = torch.zeros(max_size, dtype=torch.int64, device=own)
-        self._hosts = [device.host_memory(8 * max_size).view(torch.int64) for _ in range(2)]
-        self._turn = 0
+        self._download = TokenDownload(device, sampler.columns, model.described.spec.vocab_size, max_size)
         self._kinds = np.zeros(max_rows, np.int64)
         self._sizes: tuple[int, ...] = ()
         self._replays: dict[tuple[int, DrawKind], Replay] = {}
@@ -137,15 +118,15 @@ class TokenHead:
 
     def capture(self, sizes: Sequence[int], upload: StepUpload) -> None:
         """Graphs of `sizes`, ascending; captured largest first, because later ones fit the memory of the first."""
-        empty = np.zeros(0, np.int64)
         for size in reversed(sizes):
-            upload.begin()
-            sections = self.put(upload, size, empty, empty)
-            upload.send()
-            inputs = sections.on_device(upload)
-            for kind in (DrawKind.RANDOM, DrawKind.LIKELIEST):
+            inputs = self._empty_step(size, upload)
+            for kind in reversed(DrawKind):
                 self._replays[size, kind] = self._device.capture(partial(self._launch, size, kind, inputs))
         self._sizes = tuple(sizes)
+
+    def run_once(self, size: int, kind: DrawKind, upload: StepUpload) -> None:
+        """What a graph of this size would launch, with padding only: for its memory to be measured."""
+        self._launch(size, kind, self._empty_step(size, upload))
 
     def put(self, upload: StepUpload, size: int, rows: Numbers, positions: Numbers) -> DrawSections:
         """Each row's wishes, padded to `size` with rows that are nobody's. `positions`: of the tokens to draw."""
@@ -168,30 +149,32 @@ class TokenHead:
             position=put(positions, 0),
         )
 
-    def draw(
-        self, sections: DrawSections, upload: StepUpload, rows: Numbers, positions: Numbers
-    ) -> DrawnTokens:
+    def draw(self, sections: DrawSections, upload: StepUpload, rows: Numbers) -> DrawnTokens:
         """Of the rows whose hidden states are in `hidden`. The host does not wait for it."""
         kind, (size,) = DrawKind(self._kinds[rows].max()), sections.rows.shape
         self._device.await_downloads()
-        if kind is DrawKind.EDITED:
-            logprobs = self._launch_edited(sections.on_device(upload), rows, positions)
-            return self._download(len(rows), logprobs)
         replay = self._replays.get((size, kind))
         if replay is None:
             self._launch(size, kind, sections.on_device(upload))
         else:
             replay()
-        return self._download(len(rows), {})
+        return self._download.start(rows, are_scored=kind is DrawKind.EDITED)
+
+    def _empty_step(self, size: int, upload: StepUpload) -> DrawInputs:
+        """Of padding alone, laid out as every step of this size."""
+        upload.begin()
+        sections = self.put(upload, size, _NOBODY, _NOBODY)
+        upload.send()
+        return sections.on_device(upload)
 
     def _launch(self, size: int, kind: DrawKind, inputs: DrawInputs) -> None:
-        hidden, out = self.hidden[:size], self._drawn[:size]
+        hidden, out = self.hidden[:size], self._download.outputs.tokens[:size]
         if kind is DrawKind.LIKELIEST:
             self._find_likeliest(hidden, out)
         else:
             logits = self._decoder.logits(hidden)
             if logits is not None:
-                self._kernels.draw.draw(logits, inputs.sampling, out)
+                self._draw(logits, kind, inputs, out)
             self._group.broadcast(out)
         self._kernels.keep_newest(out, inputs.rows, self.newest)
 
@@ -205,30 +188,9 @@ class TokenHead:
         self._kernels.draw.best_pairs(part, first_id, pairs)
         self._kernels.draw.best_of_ranks(self._group.gather_everywhere(pairs), out)
 
-    def _launch_edited(
-        self, inputs: DrawInputs, rows: Numbers, positions: Numbers
-    ) -> Mapping[int, TokenLogprob]:
-        """With the same draw as other steps have: what a row gets does not depend on what others wish."""
-        num_rows = len(rows)
-        out = self._drawn[:num_rows]
-        logprobs: Mapping[int, TokenLogprob] = {}
-
-        def draw(edited: Tensor) -> Tensor:
-            self._kernels.draw.draw(edited, inputs.sampling, out)
-            return out
-
-        logits = self._decoder.logits(self.hidden[:num_rows])
-        if logits is not None:
-            host_rows, host_positions = torch.from_numpy(rows), torch.from_numpy(positions)
-            drawn = self._sampler.sample(logits, host_rows, host_positions, draw)
-            out.copy_(drawn.token_ids)
-            logprobs = drawn.logprobs
-        self._group.broadcast(out)
-        self._kernels.keep_newest(out, inputs.rows[:num_rows], self.newest)
-        return logprobs
-
-    def _download(self, num_rows: int, logprobs: Mapping[int, TokenLogprob]) -> DrawnTokens:
-        """Two pieces of host memory take turns: the engine has read the step before the last when it launches one."""
-        self._turn = 1 - self._turn
-        host = self._hosts[self._turn][:num_rows]
-        return DrawnTokens(self._device.download(self._drawn[:num_rows], host), host, logprobs)
+    def _draw(self, logits: Tensor, kind: DrawKind, inputs: DrawInputs, out: Tensor) -> None:
+        if kind is DrawKind.RANDOM:
+            self._kernels.draw.draw(logits, inputs.sampling, out)
+            return
+        scores = self._download.outputs.scores[: len(out)]
+        self._kernels.draw.draw_edited(logits, inputs.sampling, inputs.rows, self._sampler.edits, out, scores)

@@ -99,6 +99,19 @@ def test_stored_8_bit_keys_and_values_are_scaled(
     assert_close(step.compute(PLAIN, planner, scales), step.meaning(PLAIN, scales))
 
 
+@pytest.mark.parametrize("stored", (torch.float8_e4m3fn, torch.float8_e4m3fnuz), ids=str)
+def test_stored_8_bit_keys_and_values_are_widened_for_the_queries(
+    stored: torch.dtype,
+    make_step: MakeStep,
+    assert_close: AssertClose,
+    require_fp8: Callable[[torch.dtype], None],
+) -> None:
+    require_fp8(stored)
+    step = make_step((16, 2, 2, 32), [(40, 1), (60, 9)], torch.float16)
+    step = replace(step, kv=step.kv.to(stored))
+    assert_close(step.compute(PLAIN), step.meaning(PLAIN))
+
+
 def test_equals_torchs_attention(make_step: MakeStep, assert_close: AssertClose) -> None:
     step = make_step((16, 2, 3, 32), [(0, 67)])
     kv = step.kv[:, step.tables[0].long()].transpose(1, 2).flatten(2, 3)[:, :, :67]

@@ -6,6 +6,7 @@ The kernels write what they must and nothing else: what padding leaves behind is
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels import activations, add_rms_norm, apply_deltas, experts, gather_next, layer_norm
+from kernels import activations, add_rms_norm, apply_deltas, edited_rows, experts, keep_newest, layer_norm
 from kernels.argmax import argmax
 from kernels.attention_variant import AttentionVariant, QueryRow
 from kernels.counter_random import uniform
 from kernels.cut import Cuts, cut
 from kernels.dispatch import Kernels
+from kernels.edited_rows import EditedRows
 from kernels.linear import PlainLinear
+from kernels.log_probabilities import log_probabilities
 from kernels.naive_attention import attend_naively
 from kernels.sample import draw
 from workers.model.cuda.device import Event, PlainDevice
@@ -59,8 +62,13 @@ class PlainAttention:
 def kv_write(qkv: Tensor, kv: Tensor, slots: Tensor) -> None:
     kept, kv_heads, block_size = slots >= 0, kv.shape[2], kv.shape[3]
     blocks, offsets = slots[kept] // block_size, slots[kept] % block_size
-    kv[0][blocks, :, offsets] = qkv[kept, -2 * kv_heads : -kv_heads]
-    kv[1][blocks, :, offsets] = qkv[kept, -kv_heads:]
+    new = qkv[kept, -2 * kv_heads :]
+    if kv.dtype.itemsize == 1:
+        largest = torch.finfo(kv.dtype).max
+        new = new.float().clamp(-largest, largest).to(kv.dtype).view(torch.uint8)
+        kv = kv.view(torch.uint8)
+    kv[0][blocks, :, offsets] = new[:, :kv_heads]
+    kv[1][blocks, :, offsets] = new[:, kv_heads:]
 
 
 def rope_kv_write(qkv: Tensor, cos: Tensor, sin: Tensor, kv: Tensor, slots: Tensor) -> None:
@@ -71,7 +79,8 @@ def rope_kv_write(qkv: Tensor, cos: Tensor, sin: Tensor, kv: Tensor, slots: Tens
 
 
 def copy_blocks(kv: Tensor, sources: Tensor, destinations: Tensor) -> None:
-    kv[:, destinations] = kv[:, sources]
+    numbers = kv.view(torch.uint8)
+    numbers[:, destinations] = numbers[:, sources]
 
 
 class PlainDraw:
@@ -100,6 +109,26 @@ class PlainDraw:
         drawn = draw(probabilities, uniform(rows.seed[:size], rows.position[:size].long()))
         out.copy_(torch.where(temperature[:, 0] > 0, drawn, argmax(logits)))
 
+    def draw_edited(
+        self,
+        logits: Tensor,
+        sampling: SamplingRows,
+        rows: Tensor,
+        edits: EditedRows,
+        out: Tensor,
+        scores: Tensor,
+    ) -> None:
+        edited = torch.full(logits.shape, torch.nan)
+        edited_rows.edit_logits(logits, rows, sampling.position, edits, edited)
+        edited_rows.forbid_words(edited, rows, edits)
+        edited_rows.penalize(edited, rows, edits)
+        self.draw(edited, sampling, out)
+        edited_rows.remember_drawn(out, rows, edits)
+        self.score(logits, out, edits.num_best(rows), scores)
+
+    def score(self, logits: Tensor, token_ids: Tensor, num_best: Tensor, out: Tensor) -> None:
+        log_probabilities(logits, token_ids, num_best, out)
+
 
 def select_plain_kernels(sizes: GpuSizes, variants: Sequence[AttentionVariant]) -> GpuKernels:
     return GpuKernels(
@@ -114,13 +143,14 @@ def select_plain_kernels(sizes: GpuSizes, variants: Sequence[AttentionVariant]) 
             activations=activations.ACTIVATIONS,
             gated_activations=activations.GATED_ACTIVATIONS,
             choose_experts=experts.choose_experts,
-            run_experts=experts.run_experts,
             copy_blocks=copy_blocks,
             pack_linear=PlainLinear,
+            pack_layer_linear=PlainLinear,
+            pack_experts=partial(experts.GroupedExperts, pack=PlainLinear),
         ),
         planner=make_planner(sizes),
         apply_deltas=apply_deltas.apply_deltas,
-        keep_newest=gather_next.keep_newest,
+        keep_newest=keep_newest.keep_newest,
         draw=PlainDraw(),
     )
 
@@ -253,3 +283,8 @@ def strict_device() -> type[StrictDevice]:
 @pytest.fixture
 def plain_kernels() -> Callable[..., GpuKernels]:
     return select_plain_kernels
+
+
+@pytest.fixture
+def plain_draw() -> type[PlainDraw]:
+    return PlainDraw

@@ -40,9 +40,9 @@ def test_a_size_that_was_asked_for_may_exceed_the_share_but_not_the_memory(budge
 
 def test_the_log_says_where_the_memory_went(budget: MemoryBudget) -> None:
     facts = RunnerFacts(40, 64, 100, 10, ())
-    assert budget.describe(facts, GIB, graphs_bytes=GIB // 2, free_bytes=21 * GIB) == (
-        "GPU memory of 80.00 GiB: 2.00 GiB in use before, weights 16.00 GiB, pool 40.00 GiB (40 blocks of 64 tokens),"
-        " graphs 0.50 GiB, 21.00 GiB free, of which a step takes 3.00 GiB"
+    assert budget.describe(facts, "bfloat16", GIB, graphs_bytes=GIB // 2, free_bytes=21 * GIB) == (
+        "GPU memory of 80.00 GiB: 2.00 GiB in use before, weights 16.00 GiB, pool 40.00 GiB (40 blocks of 64 tokens in"
+        " bfloat16), graphs 0.50 GiB, 21.00 GiB free, of which a step takes 3.00 GiB"
     )
 
 
@@ -53,7 +53,7 @@ def test_a_runner_takes_its_share_and_logs_it(open_cuda_runner: Any, strict_devi
         )
     used = runner.facts.num_blocks * 2 * 2 * 4 * 2 * 16 * 4
     assert 0.2 * (64 << 20) < used < 0.95 * (64 << 20)
-    assert f"({runner.facts.num_blocks} blocks of 4 tokens)" in caplog.text
+    assert f"({runner.facts.num_blocks} blocks of 4 tokens in float32)" in caplog.text
 
 
 def test_a_gpu_that_is_too_small_is_said_with_what_to_do(open_cuda_runner: Any, strict_device: Any) -> None:

@@ -19,7 +19,11 @@ GREEDY = SamplingParams(temperature=0.0)
 SAMPLINGS = {
     "most likely": (GREEDY, GREEDY, GREEDY),
     "drawn": (GREEDY, SamplingParams(top_p=0.8), SamplingParams(temperature=1.4)),
-    "edited": (SamplingParams(temperature=0.0, repetition_penalty=1.3), SamplingParams(top_k=9), GREEDY),
+    "edited": (
+        SamplingParams(temperature=0.0, repetition_penalty=1.3, prompt_logprobs=1),
+        SamplingParams(top_k=9, bad_word_ids=((5, 6), (7,)), min_tokens=3, stop_token_ids=(4,)),
+        SamplingParams(temperature=0.0, logprobs=2),
+    ),
 }
 
 
@@ -62,6 +66,11 @@ def test_two_ranks_draw_what_one_draws(
         driver.generate(rows, 10, chunk=4)
     first, second = ([each.generated for each in driver.sequences.values()] for driver in drivers)
     assert first == second
+    ranks = [
+        [each.rank for drawn in driver.sequences[2].drawn for each in drawn.logprobs.values()]
+        for driver in drivers
+    ]
+    assert ranks[0] == ranks[1] == [1] * (10 if wishes == "edited" else 0)
 
 
 def test_both_ranks_keep_the_tokens_to_feed(open_pair: Any, drive: Any) -> None:

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from protocol.messages import TokenLogprob
 from protocol.sampling import SamplingParams
+from workers.model.cuda import prompt_scoring
 
 PROMPT = [1, 17, 42, 5, 77, 31, 8, 64, 90, 23, 11, 3, 50]
 OTHERS = ([1, 9, 9, 30], [1] + [60, 61, 62] * 9, [2], [1, 88, 4, 4, 4, 71, 13])
@@ -114,20 +116,24 @@ def test_padding_writes_nowhere(open_cuda_runner: Any, drive_cuda: Any) -> None:
 
 def test_a_step_is_one_upload(open_cuda_runner: Any, drive_cuda: Any, strict_device: Any) -> None:
     device = strict_device()
-    driver = drive_cuda(open_cuda_runner(device=device))
-    before = device.num_uploads
-    generate(driver, DRAWS, 9, 4)
-    assert device.num_uploads - before == len(driver.plans)
+    runner = open_cuda_runner(device=device)
+    generate(drive_cuda(runner), EDITED, 1)
+    # One more where rows start that wish something of their logits, or take the place of such rows.
+    for samplings, num_more in ((DRAWS, 1), (DRAWS, 0), (EDITED, 1)):
+        driver, before = drive_cuda(runner), device.num_uploads
+        generate(driver, samplings, 9, 4)
+        assert device.num_uploads - before == len(driver.plans) + num_more
 
 
+@pytest.mark.parametrize("samplings", ([GREEDY] * 4, DRAWS, EDITED), ids=("likeliest", "drawn", "edited"))
 def test_a_step_that_decodes_is_two_replays(
-    open_cuda_runner: Any, drive_cuda: Any, strict_device: Any
+    samplings: Any, open_cuda_runner: Any, drive_cuda: Any, strict_device: Any
 ) -> None:
     device = strict_device()
     runner = open_cuda_runner(device=device)
-    assert device.num_graphs == 4 * 3  # 1, 2, 4 and 8 rows: the decoder's, and two kinds of draw
+    assert device.num_graphs == 4 * 4  # 1, 2, 4 and 8 rows: the decoder's, and three kinds of draw
     driver = drive_cuda(runner)
-    rows = [driver.add(prompt, sampling) for prompt, sampling in zip(OTHERS, DRAWS, strict=False)]
+    rows = [driver.add(prompt, sampling) for prompt, sampling in zip(OTHERS, samplings, strict=False)]
     driver.generate(rows, 1)
     assert device.num_replays == 1  # the draw behind a prefill
     driver.generate(rows, 4)
@@ -155,16 +161,36 @@ def test_rows_that_no_graph_has_room_for_are_launched_one_by_one(
     assert device.num_replays == 5  # of the draw alone
 
 
+def scored_prompts(driver: Any) -> list[TokenLogprob]:
+    """Of two prompts in chunks, one of which asks for fewer alternatives, and of the tokens drawn after them."""
+    for prompt, num_alternatives in ((PROMPT, 2), (OTHERS[1], 0)):
+        driver.add(prompt, SamplingParams(temperature=0.0, prompt_logprobs=num_alternatives, logprobs=2))
+    found: list[TokenLogprob] = []
+    for numbers in ({0: 5, 1: 9}, {0: 8, 1: 19}):
+        drawn = driver.step(numbers)
+        found += [*drawn.prompt_logprobs[0], *drawn.prompt_logprobs[1], *drawn.logprobs.values()]
+    return found
+
+
 def test_prompt_logprobs_are_a_cpus(
-    open_runner: Any, open_cuda_runner: Any, drive: Any, drive_cuda: Any
+    open_runner: Any, open_cuda_runner: Any, drive: Any, drive_cuda: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sampling = SamplingParams(temperature=0.0, prompt_logprobs=2, logprobs=2)
-    found = []
-    for driver in (drive(open_runner()), drive_cuda(open_cuda_runner())):
-        driver.add(PROMPT, sampling)
-        drawn = driver.step({0: len(PROMPT)})
-        found.append([*drawn.prompt_logprobs[0], drawn.logprobs[0]])
-    for expected, other in zip(*found, strict=True):
-        assert other.rank == expected.rank
-        assert [token for token, _ in other.top] == [token for token, _ in expected.top]
-        torch.testing.assert_close(other.logprob, expected.logprob, rtol=1e-4, atol=1e-4)
+    expected = scored_prompts(drive(open_runner()))
+    monkeypatch.setattr(prompt_scoring, "MAX_SCORED_TOKENS", 6)  # whose logits exist at a time
+    found = scored_prompts(drive_cuda(open_cuda_runner()))
+    assert len(found) == len(PROMPT) - 1 + len(OTHERS[1]) - 1 + 2
+    for entry, other in zip(expected, found, strict=True):
+        assert other.rank == entry.rank
+        assert [token for token, _ in other.top] == [token for token, _ in entry.top]
+        torch.testing.assert_close(other.logprob, entry.logprob, rtol=1e-4, atol=1e-4)
+
+
+def test_scored_prompts_are_not_waited_for(open_cuda_runner: Any, drive_cuda: Any) -> None:
+    """Launched with another step behind it, before anybody reads."""
+    driver = drive_cuda(open_cuda_runner())
+    driver.add(PROMPT, SamplingParams(temperature=0.0, prompt_logprobs=1))
+    driver.step({0: len(PROMPT)})
+    runner = open_cuda_runner()
+    first, second = (runner.launch(replace(driver.plans[0], step=step)) for step in range(2))
+    assert not first.scored.arrived.done and not second.scored.arrived.done
+    assert first.wait().prompt_logprobs == second.wait().prompt_logprobs

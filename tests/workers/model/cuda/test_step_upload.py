@@ -35,6 +35,13 @@ def test_equal_sections_lie_at_the_same_place_in_every_step(upload: StepUpload) 
     assert captured.tolist() == [[7.0] * 5] * 2
 
 
+def test_sections_of_any_length_begin_where_kernels_load_sixteen_bytes(upload: StepUpload) -> None:
+    upload.begin()
+    sections = [upload.put(np.zeros(length, np.int32)) for length in (1, 3, 5, 4, 7)]
+    upload.send()
+    assert all(upload.on_device(section).data_ptr() % 16 == 0 for section in sections)
+
+
 def test_many_steps_never_write_what_is_under_way(upload: StepUpload) -> None:
     for step in range(6):
         upload.begin()

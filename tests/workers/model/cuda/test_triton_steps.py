@@ -25,7 +25,6 @@ from protocol.token_rows import TokenRows
 from protocol.tokens import pack_tokens
 from workers.engine import Engine
 from workers.engine_config import EngineConfig
-from workers.local_ranks import LocalRanks
 from workers.model.cuda.cuda_device import CudaDevice
 
 PROMPTS = ([1, 17, 42, 5, 77, 31], [1, 9])
@@ -60,6 +59,20 @@ def test_interpreted_kernels_draw_what_a_cpu_draws(
         directory, select_kernels=select_gpu_kernels, deterministic=deterministic, **sizes
     )
     assert generate(drive_cuda(runner), 3) == expected
+
+
+@interpreted
+@overflows
+def test_interpreted_experts_draw_what_a_cpu_draws_in_graphs(
+    open_runner: Any, open_cuda_runner: Any, strict_device: Any, drive: Any, drive_cuda: Any, tmp_path: Path
+) -> None:
+    directory, device = tiny_mixtral(tmp_path), strict_device()
+    sizes = {"max_num_seqs": 2, "max_num_batched_tokens": 8, "kv_cache_memory_bytes": 1 << 20}
+    samplings = (GREEDY, GREEDY)
+    expected = generate(drive(open_runner(directory, **sizes)), 3, samplings=samplings)
+    runner = open_cuda_runner(directory, device=device, select_kernels=select_gpu_kernels, **sizes)
+    assert generate(drive_cuda(runner), 3, samplings=samplings) == expected
+    assert device.num_replays > 0
 
 
 @interpreted
@@ -107,21 +120,35 @@ def nan_filled_memory() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
+# One layer with two KV heads of 16 numbers.
+TINY = {
+    "vocab_size": 97,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 128,
+}
+
+
 def tiny_llama(directory: Path) -> Path:
-    """One layer with two KV heads of 16 numbers."""
-    from transformers import AutoModelForCausalLM, LlamaConfig
+    from transformers import LlamaConfig
+
+    return save(LlamaConfig(**TINY), directory)
+
+
+def tiny_mixtral(directory: Path) -> Path:
+    from transformers import MixtralConfig
+
+    return save(MixtralConfig(**TINY, num_local_experts=5, initializer_range=0.3), directory)
+
+
+def save(config: Any, directory: Path) -> Path:
+    from transformers import AutoModelForCausalLM
 
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=97,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        max_position_embeddings=128,
-    )
     AutoModelForCausalLM.from_config(config).save_pretrained(directory)
     return directory
 
@@ -157,7 +184,12 @@ def test_a_gpu_draws_what_a_cpu_draws(
     drive_cuda: Any,
 ) -> None:
     expected = generate(drive(open_runner(family_variant)), 12, MANY, WISHES)
-    runner = open_on_gpu(open_cuda_runner, family_variant, enforce_eager=enforce_eager)
+    try:
+        runner = open_on_gpu(open_cuda_runner, family_variant, enforce_eager=enforce_eager)
+    except AssertionError as refused:
+        if "cannot turn in pairs" in str(refused):
+            pytest.skip("kernels take the numbers of a head in pairs, and these heads have an odd one")
+        raise
     assert generate(drive_cuda(runner), 12, MANY, WISHES) == expected
 
 
@@ -175,6 +207,8 @@ def test_a_pool_takes_its_share_of_the_gpu(open_cuda_runner: Any) -> None:
 @pytest.mark.multi_gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are no two GPUs")
 def test_two_gpus_say_what_a_cpu_says() -> None:
+    from workers.local_ranks import LocalRanks  # which brings what serves requests
+
     source, said = resolve_model("sapling"), []
     for options in ({"device": "cpu"}, {"device": "cuda", "tensor_parallel_size": 2}):
         config = EngineConfig(dtype="float32", block_size=16, kv_cache_memory_bytes=64 << 20, **options)

@@ -1,0 +1,31 @@
+"""Log-probabilities as the kernels pack them, once they have come to the host: see `kernels/log_probabilities.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from kernels.log_probabilities import BEST, BEST_IDS, LOGPROB, NUM_SCORES, RANK
+from protocol.messages import TokenLogprob
+from workers.model.places import Numbers
+
+SCORE_BYTES = 4 * NUM_SCORES  # of a token
+
+
+def read_scores(
+    scores: Numbers,  # [tokens, NUM_SCORES] int32
+    widths: Sequence[int],  # alternatives that each token's request wants
+) -> list[TokenLogprob]:
+    fractions, most = scores.view(np.float32), max(widths, default=0)
+    columns = (
+        fractions[:, LOGPROB].tolist(),
+        scores[:, RANK].tolist(),
+        scores[:, BEST_IDS : BEST_IDS + most].tolist(),
+        fractions[:, BEST : BEST + most].tolist(),
+        widths,
+    )
+    return [
+        TokenLogprob(own, rank, tuple(zip(ids[:width], values[:width], strict=True)))
+        for own, rank, ids, values, width in zip(*columns, strict=True)
+    ]
