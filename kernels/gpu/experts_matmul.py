@@ -28,6 +28,7 @@ from kernels.gpu.fixed_order_matmul import (
     FP32_TILE,
     TILE,
     Tile,
+    sums_of_products,
     tile_of_program,
 )
 from kernels.gpu.row_block import assert_packed, assert_rows
@@ -82,22 +83,18 @@ def _experts_matmul_kernel(
     x_ptrs = x_ptr + rows[:, None].to(tl.int64) * x_stride + offs_k[None, :]
     outputs = expert.to(tl.int64) * num_outputs + offs_n  # of all experts, one below the other
     weight_ptrs = weight_ptr + outputs[None, :] * num_features + offs_k[:, None]
-    sums = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for begin in range(0, num_features, BLOCK_K):
-        if EVEN:
-            x = tl.load(x_ptrs, mask_m[:, None], 0.0)  # (BLOCK_M, BLOCK_K)
-            weight = tl.load(weight_ptrs, mask_n[None, :], 0.0)  # (BLOCK_K, BLOCK_N)
-        else:
-            rest = num_features - begin
-            x = tl.load(x_ptrs, mask_m[:, None] & (offs_k[None, :] < rest), 0.0)
-            weight = tl.load(weight_ptrs, mask_n[None, :] & (offs_k[:, None] < rest), 0.0)
-        if x_scales_ptr is not None:
-            # The sums of Hopper's fp8 instruction keep few bits: here only of one step.
-            sums = tl.dot(x, weight, sums, max_num_imprecise_acc=BLOCK_K)
-        else:
-            sums = tl.dot(x, weight, sums, input_precision="ieee")
-        x_ptrs += BLOCK_K
-        weight_ptrs += BLOCK_K
+    sums = sums_of_products(
+        x_ptrs,
+        weight_ptrs,
+        mask_m,
+        mask_n,
+        num_features,
+        BLOCK_M,
+        BLOCK_N,
+        BLOCK_K,
+        EVEN,
+        x_scales_ptr is not None,
+    )
     if x_scales_ptr is not None:
         sums *= tl.load(x_scales_ptr + rows, mask_m, 0.0)[:, None]
         sums *= tl.load(weight_scales_ptr + outputs, mask_n, 0.0)[None, :]

@@ -51,6 +51,40 @@ def tile_of_program(tiles_m, tiles_n, GROUP: tl.constexpr):
     return first_m + place % group_m, place // group_m
 
 
+@triton.jit
+def sums_of_products(
+    x_ptrs,  # (BLOCK_M, BLOCK_K), of the first features
+    weight_ptrs,  # (BLOCK_K, BLOCK_N)
+    mask_m,
+    mask_n,
+    num_features,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    EVEN: tl.constexpr,  # whether BLOCK_K divides the features
+    FP8: tl.constexpr,
+):
+    """(BLOCK_M, BLOCK_N) fp32, over the features in ascending order."""
+    offs_k = tl.arange(0, BLOCK_K)
+    sums = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for begin in range(0, num_features, BLOCK_K):
+        if EVEN:
+            x = tl.load(x_ptrs, mask_m[:, None], 0.0)  # (BLOCK_M, BLOCK_K)
+            weight = tl.load(weight_ptrs, mask_n[None, :], 0.0)  # (BLOCK_K, BLOCK_N)
+        else:
+            rest = num_features - begin
+            x = tl.load(x_ptrs, mask_m[:, None] & (offs_k[None, :] < rest), 0.0)
+            weight = tl.load(weight_ptrs, mask_n[None, :] & (offs_k[:, None] < rest), 0.0)
+        if FP8:
+            # The sums of Hopper's fp8 instruction keep few bits: here only of one step.
+            sums = tl.dot(x, weight, sums, max_num_imprecise_acc=BLOCK_K)
+        else:
+            sums = tl.dot(x, weight, sums, input_precision="ieee")
+        x_ptrs += BLOCK_K
+        weight_ptrs += BLOCK_K
+    return sums
+
+
 @triton.jit(do_not_specialize=["num_rows"])  # one code for every number of rows
 def _fixed_order_matmul_kernel(
     x_ptr,  # [rows, features]
@@ -77,22 +111,18 @@ def _fixed_order_matmul_kernel(
     mask_m, mask_n = offs_m < num_rows, offs_n < num_outputs
     x_ptrs = x_ptr + offs_m[:, None].to(tl.int64) * x_stride + offs_k[None, :]
     weight_ptrs = weight_ptr + offs_n[None, :].to(tl.int64) * weight_stride + offs_k[:, None]
-    sums = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for begin in range(0, num_features, BLOCK_K):
-        if EVEN:
-            x = tl.load(x_ptrs, mask_m[:, None], 0.0)  # (BLOCK_M, BLOCK_K)
-            weight = tl.load(weight_ptrs, mask_n[None, :], 0.0)  # (BLOCK_K, BLOCK_N)
-        else:
-            rest = num_features - begin
-            x = tl.load(x_ptrs, mask_m[:, None] & (offs_k[None, :] < rest), 0.0)
-            weight = tl.load(weight_ptrs, mask_n[None, :] & (offs_k[:, None] < rest), 0.0)
-        if x_scales_ptr is not None:
-            # The sums of Hopper's fp8 instruction keep few bits: here only of one step.
-            sums = tl.dot(x, weight, sums, max_num_imprecise_acc=BLOCK_K)
-        else:
-            sums = tl.dot(x, weight, sums, input_precision="ieee")
-        x_ptrs += BLOCK_K
-        weight_ptrs += BLOCK_K
+    sums = sums_of_products(
+        x_ptrs,
+        weight_ptrs,
+        mask_m,
+        mask_n,
+        num_features,
+        BLOCK_M,
+        BLOCK_N,
+        BLOCK_K,
+        EVEN,
+        x_scales_ptr is not None,
+    )
     if x_scales_ptr is not None:
         sums *= tl.load(x_scales_ptr + offs_m, mask_m, 0.0)[:, None]
         sums *= tl.load(weight_scales_ptr + offs_n, mask_n, 0.0)[None, :]
