@@ -4,7 +4,7 @@
     expert_e(x) = down_e(act(gate) · up) of [gate | up] = gate_up_e(x);   weight = p, or p / Σ of the chosen p
 
 Tokens are grouped by expert, so that each expert that any token chose runs once, over a matrix. This is what a CPU
-runs; `gpu/experts.py` means the same.
+runs; `gpu/experts/` means the same.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""y = x Wᵀ + b with both operands in fp8, in plain torch: what `gpu/fp8_linear.py` means, and what a CPU runs.
+"""y = x Wᵀ + b with both operands in fp8, in plain torch: what `gpu/linear/fp8_linear.py` means, and what a CPU runs.
 
     y[t, n] = scale[t] · scale[n] · Σ_k q(x)[t, k] q(W)[n, k] + b[n]        q and scales as in `quantize_fp8.py`
 

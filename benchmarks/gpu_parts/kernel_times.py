@@ -16,7 +16,7 @@ from torch import Tensor
 from kernels.attention_variant import AttentionVariant, QueryRow
 from kernels.gpu.add_rms_norm import add_rms_norm
 from kernels.gpu.kernel_table import GpuKernels, GpuSizes, gpu_kv_shape, select_gpu_kernels
-from kernels.gpu.sample_weights import SamplingRows
+from kernels.gpu.sampling.weights import SamplingRows
 from kernels.naive_attention import attend_naively
 from workers.model.cuda.device import Device
 

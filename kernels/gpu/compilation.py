@@ -74,8 +74,8 @@ class Usage:
 
 def chosen_configurations() -> list[Compiled]:
     """Of all kernels, in the order of their files."""
-    names = sorted(module.name for module in pkgutil.iter_modules(kernels.gpu.__path__))
-    modules = [importlib.import_module(f"kernels.gpu.{name}") for name in names]
+    found = pkgutil.walk_packages(kernels.gpu.__path__, f"{kernels.gpu.__name__}.")
+    modules = [importlib.import_module(name) for name in sorted(module.name for module in found)]
     return [compiled for module in modules for compiled in getattr(module, "COMPILED", ())]
 
 

@@ -20,21 +20,21 @@ from kernels.edited_rows import EditedRows
 from kernels.gpu.activations import ACTIVATIONS, GATED_ACTIVATIONS
 from kernels.gpu.add_rms_norm import add_rms_norm, rms_norm
 from kernels.gpu.apply_deltas import apply_deltas
-from kernels.gpu.attention_combine import Partials
-from kernels.gpu.attention_operator import TritonPagedAttention
-from kernels.gpu.attention_plan import AttentionPlanner
-from kernels.gpu.attention_shapes import attention_shapes, target_of
+from kernels.gpu.attention.combine import Partials
+from kernels.gpu.attention.operator import TritonPagedAttention
+from kernels.gpu.attention.plan import AttentionPlanner
+from kernels.gpu.attention.shapes import attention_shapes, target_of
 from kernels.gpu.copy_blocks import copy_blocks
-from kernels.gpu.experts import StackedExperts
-from kernels.gpu.experts_choice import choose_experts
-from kernels.gpu.fixed_order_linear import FixedOrderPacker
-from kernels.gpu.fp8_linear import Fp8Packer
-from kernels.gpu.keep_newest import keep_newest
+from kernels.gpu.experts.choice import choose_experts
+from kernels.gpu.experts.stacked_experts import StackedExperts
 from kernels.gpu.layer_norm import layer_norm
+from kernels.gpu.linear.fixed_order_linear import FixedOrderPacker
+from kernels.gpu.linear.fp8_linear import Fp8Packer
 from kernels.gpu.rms_norm_heads import rms_norm_heads
 from kernels.gpu.rope_kv_write import kv_write, rope_kv_write
-from kernels.gpu.sample_weights import SamplingRows
-from kernels.gpu.token_draw import TokenDraw
+from kernels.gpu.sampling.keep_newest import keep_newest
+from kernels.gpu.sampling.token_draw import TokenDraw
+from kernels.gpu.sampling.weights import SamplingRows
 from kernels.linear import PlainLinear
 
 _PROGRAMS_PER_PROCESSOR = 3

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.gpu.argmax import argmax, best_pairs, best_tokens, num_splits, split_pairs
+from kernels.gpu.sampling.argmax import argmax, best_pairs, best_tokens, num_splits, split_pairs
 
 SIZES = pytest.mark.parametrize("size", (1, 7, 257, 4097, 9001), ids="V{}".format)
 

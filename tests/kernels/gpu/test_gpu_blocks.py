@@ -9,7 +9,7 @@ from kernels import apply_deltas as meant_deltas
 from kernels import keep_newest as meant
 from kernels.gpu.apply_deltas import apply_deltas
 from kernels.gpu.copy_blocks import copy_blocks
-from kernels.gpu.keep_newest import keep_newest
+from kernels.gpu.sampling.keep_newest import keep_newest
 
 DTYPES = pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float8_e4m3fn), ids=str)
 

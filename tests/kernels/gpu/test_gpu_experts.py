@@ -13,16 +13,16 @@ from kernels.activations import GATED_ACTIVATIONS as MEANT_ACTIVATIONS
 from kernels.experts import GroupedExperts
 from kernels.experts import choose_experts as meant_choose_experts
 from kernels.fp8_linear import Fp8Packer
-from kernels.gpu import experts as experts_of_gpu
 from kernels.gpu.activations import GATED_ACTIVATIONS
-from kernels.gpu.experts import StackedExperts
-from kernels.gpu.experts_choice import choose_experts
-from kernels.gpu.experts_matmul import TILES, choose_tile, experts_matmul, tiles_of
-from kernels.gpu.experts_order import SortedPairs, sort_by_expert
-from kernels.gpu.experts_sum import sum_of_experts
-from kernels.gpu.fixed_order_matmul import Tile
+from kernels.gpu.experts import stacked_experts as experts_of_gpu
+from kernels.gpu.experts.choice import choose_experts
+from kernels.gpu.experts.grouped_matmul import TILES, choose_tile, experts_matmul, tiles_of
+from kernels.gpu.experts.order import SortedPairs, sort_by_expert
+from kernels.gpu.experts.stacked_experts import StackedExperts
+from kernels.gpu.experts.weighted_sum import sum_of_experts
 from kernels.gpu.fp8_types import fp8_dtype_of
 from kernels.gpu.kernel_table import GpuSizes, select_gpu_kernels
+from kernels.gpu.linear.fixed_order_matmul import Tile
 from kernels.linear import PlainLinear
 from kernels.quantize_fp8 import quantize_fp8
 

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from kernels.fp8_linear import Fp8Packer as MeantPacker
-from kernels.gpu import fp8_linear
-from kernels.gpu.fixed_order_linear import tiles_agree
-from kernels.gpu.fixed_order_matmul import FP8_TILE
-from kernels.gpu.fp8_linear import Fp8Linear, Fp8Packer, LibraryFp8Linear, library_works
 from kernels.gpu.fp8_types import fp8_dtype_of
+from kernels.gpu.linear import fp8_linear
+from kernels.gpu.linear.fixed_order_linear import tiles_agree
+from kernels.gpu.linear.fixed_order_matmul import FP8_TILE
+from kernels.gpu.linear.fp8_linear import Fp8Linear, Fp8Packer, LibraryFp8Linear, library_works
 from kernels.quantize_fp8 import quantize_fp8
 
 AssertClose = Callable[[Tensor, Tensor], None]

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.gpu.fixed_order_linear import FixedOrderPacker, tiles_agree
-from kernels.gpu.fixed_order_matmul import FP32_TILE, Tile, fixed_order_matmul, fp8_matmul
+from kernels.gpu.linear.fixed_order_linear import FixedOrderPacker, tiles_agree
+from kernels.gpu.linear.fixed_order_matmul import FP32_TILE, Tile, fixed_order_matmul, fp8_matmul
 from kernels.quantize_fp8 import quantize_fp8
 
 AssertClose = Callable[[Tensor, Tensor], None]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kernels.gpu.quantize_fp8 import quantize_fp8
+from kernels.gpu.linear.quantize_fp8 import quantize_fp8
 from kernels.quantize_fp8 import quantize_fp8 as meant_quantize_fp8
 
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from kernels.counter_random import uniform
 from kernels.cut import Cuts, cut
-from kernels.gpu.sample import SamplingScratch, sample
-from kernels.gpu.sample_weights import SamplingRows
+from kernels.gpu.sampling.sample import SamplingScratch, sample
+from kernels.gpu.sampling.weights import SamplingRows
 from kernels.sample import draw
 
 SIZES = pytest.mark.parametrize("size", (257, 4500), ids="V{}".format)

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from kernels import edited_rows as meant
 from kernels.edited_rows import BIASED, HELD_BACK, IN_PROMPT, PENALIZED, EditedRows
-from kernels.gpu.edit_logits import edit_logits
-from kernels.gpu.forbid_words import forbid_words
-from kernels.gpu.penalize import penalize, remember_drawn
+from kernels.gpu.sampling.edit_logits import edit_logits
+from kernels.gpu.sampling.forbid_words import forbid_words
+from kernels.gpu.sampling.penalize import penalize, remember_drawn
 
 AssertClose = Callable[[Tensor, Tensor], None]
 SIZES = pytest.mark.parametrize("size", (7, 257, 2500), ids="V{}".format)

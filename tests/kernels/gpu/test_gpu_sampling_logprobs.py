@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kernels import log_probabilities as meant
-from kernels.gpu.log_probabilities import ScoringScratch, log_probabilities
+from kernels.gpu.sampling.log_probabilities import ScoringScratch, log_probabilities
 from kernels.log_probabilities import BEST, BEST_IDS, LOGPROB, MOST_BEST, NUM_SCORES, RANK
 
 AssertClose = Callable[[Tensor, Tensor], None]

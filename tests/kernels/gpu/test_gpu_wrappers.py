@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-FILES = sorted((Path(__file__).parents[3] / "kernels" / "gpu").glob("*.py"))
+FILES = sorted((Path(__file__).parents[3] / "kernels" / "gpu").rglob("*.py"))
 
 
 def is_jit(function: ast.FunctionDef) -> bool:

@@ -13,8 +13,8 @@ from functools import partial
 import numpy as np
 from torch import Tensor
 
-from kernels.gpu.attention_operator import DeviceLaunch, TritonAttentionPlan
-from kernels.gpu.attention_plan import TILE_NUMBERS, PlannedLaunch, QueryColumns
+from kernels.gpu.attention.operator import DeviceLaunch, TritonAttentionPlan
+from kernels.gpu.attention.plan import TILE_NUMBERS, PlannedLaunch, QueryColumns
 from workers.model.cuda.device import Device, Replay
 from workers.model.cuda.loading import LoadedModel
 from workers.model.cuda.step_upload import Section, StepUpload

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.gpu.attention_operator import DeviceLaunch, TritonAttentionPlan
-from kernels.gpu.attention_plan import TILE_NUMBERS, QueryColumns
+from kernels.gpu.attention.operator import DeviceLaunch, TritonAttentionPlan
+from kernels.gpu.attention.plan import TILE_NUMBERS, QueryColumns
 from workers.model.cuda.decode_graphs import DECODE_ROW_BYTES, DecodeGraphs, put_tiles
 from workers.model.cuda.device import Device, Event
 from workers.model.cuda.device_sampler import DeviceSampler

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kernels.gpu.sample_weights import SamplingRows
+from kernels.gpu.sampling.weights import SamplingRows
 from protocol.sampling import SamplingParams
 from workers.model.cuda.device import Device, Replay
 from workers.model.cuda.device_sampler import DeviceSampler

@@ -14,9 +14,9 @@ from kernels.attention_variant import AttentionVariant, QueryRow
 from kernels.naive_attention import attend_naively
 
 if find_spec("triton") is not None:
-    from kernels.gpu.attention_combine import Partials
-    from kernels.gpu.attention_operator import TritonPagedAttention
-    from kernels.gpu.attention_plan import AttentionPlanner, AttentionShape
+    from kernels.gpu.attention.combine import Partials
+    from kernels.gpu.attention.operator import TritonPagedAttention
+    from kernels.gpu.attention.plan import AttentionPlanner, AttentionShape
 else:
     collect_ignore_glob = ["test_*.py"]
 

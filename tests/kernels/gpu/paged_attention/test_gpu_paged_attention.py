@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from kernels.attention_variant import AttentionVariant
-from kernels.gpu.attention_plan import AttentionShape
+from kernels.gpu.attention.plan import AttentionShape
 
 AssertClose = Callable[[torch.Tensor, torch.Tensor], None]
 MakeStep = Any  # of this folder's conftest

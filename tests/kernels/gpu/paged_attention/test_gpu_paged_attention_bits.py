@@ -12,7 +12,7 @@ from torch import Tensor
 from triton.runtime import interpreter
 
 from kernels.attention_variant import AttentionVariant, QueryRow
-from kernels.gpu.attention_plan import AttentionShape, QueryColumns
+from kernels.gpu.attention.plan import AttentionShape, QueryColumns
 
 MakeStep = Any  # of this folder's conftest
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from kernels.attention_variant import AttentionVariant
-from kernels.gpu.attention_combine import Partials
-from kernels.gpu.attention_operator import DeviceLaunch, TritonAttentionPlan, TritonPagedAttention
-from kernels.gpu.attention_plan import AttentionPlanner, QueryColumns
+from kernels.gpu.attention.combine import Partials
+from kernels.gpu.attention.operator import DeviceLaunch, TritonAttentionPlan, TritonPagedAttention
+from kernels.gpu.attention.plan import AttentionPlanner, QueryColumns
 
 AssertClose = Callable[[torch.Tensor, torch.Tensor], None]
 MakeStep = Any  # of this folder's conftest

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kernels.attention_variant import QueryRow
-from kernels.gpu.attention_plan import (
+from kernels.gpu.attention.plan import (
     TILE_NUMBERS,
     AttentionLaunch,
     AttentionPlanner,
@@ -17,7 +17,7 @@ from kernels.gpu.attention_plan import (
     PlannedLaunch,
     QueryColumns,
 )
-from kernels.gpu.attention_shapes import attention_shapes
+from kernels.gpu.attention.shapes import attention_shapes
 
 DECODE = AttentionShape(16, 64, 4, 3, 512)
 PREFILL = AttentionShape(128, 64, 8, 3, 2048)

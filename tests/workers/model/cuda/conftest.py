@@ -34,7 +34,7 @@ if find_spec("triton") is None:
     collect_ignore_glob = ["test_*.py"]
 else:
     from kernels.gpu.kernel_table import GpuKernels, GpuSizes, make_planner
-    from kernels.gpu.sample_weights import SamplingRows
+    from kernels.gpu.sampling.weights import SamplingRows
     from workers.model.cuda_runner import CudaRunner
 
 MEMORY_BYTES = 64 << 20

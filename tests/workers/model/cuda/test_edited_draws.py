@@ -13,7 +13,7 @@ import pytest
 import torch
 from triton import knobs
 
-from kernels.gpu.token_draw import TokenDraw
+from kernels.gpu.sampling.token_draw import TokenDraw
 from kernels.keep_newest import keep_newest
 from kernels.log_probabilities import NUM_SCORES
 from protocol.messages import TokenLogprob

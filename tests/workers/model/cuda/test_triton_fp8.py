@@ -12,8 +12,8 @@ import pytest
 import torch
 from triton import knobs
 
-from kernels.gpu import fp8_linear
 from kernels.gpu.kernel_table import select_gpu_kernels
+from kernels.gpu.linear import fp8_linear
 from kernels.quantize_fp8 import quantize_fp8
 from protocol.errors import InvalidRequest
 from protocol.sampling import SamplingParams

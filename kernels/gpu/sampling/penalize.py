@@ -17,8 +17,8 @@ from torch import Tensor
 from kernels import edited_rows
 from kernels.edited_rows import EditedRows
 from kernels.gpu.compilation import PINNED_OPTIONS, Compiled
-from kernels.gpu.edit_logits import RECORD
 from kernels.gpu.row_block import assert_packed
+from kernels.gpu.sampling.edit_logits import RECORD
 
 _BLOCK = 2048  # logits of a program: four vectors of 16 bytes for each of 128 threads
 _NEWEST_BLOCK = 32  # of a row's newest tokens at a time

@@ -5,7 +5,7 @@
     least = the largest key v with F(v) >= top_p · F(A)       both only grow as v falls, so both can be searched for
 
 A round of the search asks eight keys at once. The first rounds read the row, split over programs, until few tokens are
-left in the range of keys, and those are gathered (`sample_rounds.py`). Here one program a row goes on with them to the
+left in the range of keys, and those are gathered (`rounds.py`). Here one program a row goes on with them to the
 last bit. Where more are left than there is room for (ties, or a very flat row) it reads the row instead: slower, with
 the same result.
 """
@@ -16,9 +16,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.gpu.argmax import best_pair, logit_of
 from kernels.gpu.compilation import PINNED_OPTIONS, Compiled
-from kernels.gpu.sample_rounds import (
+from kernels.gpu.sampling.argmax import best_pair, logit_of
+from kernels.gpu.sampling.rounds import (
     DTYPES,
     GATHERED_TYPES,
     NUM_GATHERED,
@@ -35,7 +35,7 @@ from kernels.gpu.sample_rounds import (
     range_after,
     tallied,
 )
-from kernels.gpu.sample_weights import LEAST_KEY, SamplingRows, keys_of
+from kernels.gpu.sampling.weights import LEAST_KEY, SamplingRows, keys_of
 
 
 @triton.jit

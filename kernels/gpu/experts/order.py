@@ -1,4 +1,4 @@
-"""The pairs (token, choice) of a step sorted by expert, cut into tiles of one expert each for `experts_matmul.py`.
+"""The pairs (token, choice) of a step sorted by expert, cut into tiles of one expert each for `grouped_matmul.py`.
 
     order = the pairs' numbers, token · num_chosen + choice, by expert and then ascending: a place for each pair
     tiles = (expert, first place, end of the expert's places) for each TILE_ROWS places of an expert, and -1 behind them

@@ -1,5 +1,5 @@
 """Which shapes the attention kernel is compiled in, by device and head: chosen from what they compile to, as listed in
-`attention_configurations.py`. None of them was measured on a device yet.
+`configurations.py`. None of them was measured on a device yet.
 """
 
 from __future__ import annotations
@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 import triton
 
-from kernels.gpu.attention_plan import AttentionShape
+from kernels.gpu.attention.plan import AttentionShape
 
 # A decoding row's splits keep 132 processors busy from 17k tokens on with 8 KV heads; a chunk's partial results are
 # larger by its queries, so that longer splits are better. Where all rows are of one shape, something between.

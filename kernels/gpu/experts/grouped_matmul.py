@@ -1,4 +1,4 @@
-"""Each expert's product over the rows that chose it: y = x W_eᵀ, tile by tile of `experts_order.py`; also of fp8 rows.
+"""Each expert's product over the rows that chose it: y = x W_eᵀ, tile by tile of `order.py`; also of fp8 rows.
 
     from tokens   out[place] = W[expert] · x[order[place] // num_chosen]      hidden -> features, rows sorted by expert
     to pairs      out[order[place]] = W[expert] · x[place]                    features -> hidden, rows back in order
@@ -21,8 +21,8 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.gpu.compilation import FEW_ROWS, MANY_ROWS, PINNED_OPTIONS, TARGETS, Compiled
-from kernels.gpu.experts_order import SortedPairs
-from kernels.gpu.fixed_order_matmul import (
+from kernels.gpu.experts.order import SortedPairs
+from kernels.gpu.linear.fixed_order_matmul import (
     FP8_INSTRUCTIONS,
     FP8_TILE,
     FP32_TILE,

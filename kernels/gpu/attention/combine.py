@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.gpu.attention_plan import AttentionLaunch
+from kernels.gpu.attention.plan import AttentionLaunch
 from kernels.gpu.compilation import PINNED_OPTIONS
 
 _UNROLLED = 8  # splits whose loads are in flight together: one after the other, 64 of them would take 20 µs

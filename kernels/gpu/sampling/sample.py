@@ -5,7 +5,7 @@
 
 as `kernels/cut.py` and `kernels/sample.py` mean it. u is the number that `kernels/counter_random.py` has for the row's
 seed and position, to the bit, so a request draws from the same numbers on a CPU and on a GPU. Sums are exact (see
-`sample_weights.py`): no row's token depends on the others. Against the CPU only weights differ, by about 1e-6 of
+`weights.py`): no row's token depends on the others. Against the CPU only weights differ, by about 1e-6 of
 themselves, which matters to a token whose weight or mass is that close to a bound.
 
 Every launch has the same shape for the same number of rows, allocates nothing and reads nothing back, so a graph can
@@ -21,11 +21,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.gpu.argmax import SPLIT, best_pair, id_of, logit_of, num_splits, split_pairs
 from kernels.gpu.compilation import PINNED_OPTIONS, Compiled
-from kernels.gpu.sample_cut import least_keys
-from kernels.gpu.sample_rounds import DTYPES, TALLIES
-from kernels.gpu.sample_weights import MAX_VOCABULARY, SamplingRows, keys_of, masses_of
+from kernels.gpu.sampling.argmax import SPLIT, best_pair, id_of, logit_of, num_splits, split_pairs
+from kernels.gpu.sampling.cut import least_keys
+from kernels.gpu.sampling.rounds import DTYPES, TALLIES
+from kernels.gpu.sampling.weights import MAX_VOCABULARY, SamplingRows, keys_of, masses_of
 
 _CAPACITY = 1 << 14  # tokens a row that a cut's search may gather
 _WARPS = 8

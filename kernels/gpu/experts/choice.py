@@ -15,9 +15,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.gpu.argmax import NO_PAIR, id_of, logit_of, pairs_of
 from kernels.gpu.compilation import PINNED_OPTIONS, Compiled
 from kernels.gpu.row_block import assert_rows
+from kernels.gpu.sampling.argmax import NO_PAIR, id_of, logit_of, pairs_of
 
 _WARPS = 1  # a row is 8 to 512 numbers
 

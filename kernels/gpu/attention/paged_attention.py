@@ -5,7 +5,7 @@
 as `kernels/naive_attention.py` means it; the softmax is computed tile by tile of keys while they are read (Milakov and
 Gimelshein 2018, Dao 2023). One source serves decode, prefill, chunks and suffixes behind a cached prefix: a program
 takes a tile of queries of one row together with all query heads of one KV head, and walks the row's keys. The keys of a
-long row are cut at fixed positions; see `attention_combine.py`.
+long row are cut at fixed positions; see `combine.py`.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.attention_variant import AttentionVariant
-from kernels.gpu.attention_combine import Partials, combine_splits
-from kernels.gpu.attention_plan import AttentionLaunch, AttentionShape
-from kernels.gpu.attention_tiles import attend_range, walk_splits
+from kernels.gpu.attention.combine import Partials, combine_splits
+from kernels.gpu.attention.plan import AttentionLaunch, AttentionShape
+from kernels.gpu.attention.tiles import attend_range, walk_splits
 from kernels.gpu.compilation import PINNED_OPTIONS
 
 _LOG2_E = math.log2(math.e)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kernels.gpu.compilation import MANY_ROWS
-from kernels.gpu.fixed_order_matmul import TILE, Tile, compiled, fixed_order_matmul
+from kernels.gpu.linear.fixed_order_matmul import TILE, Tile, compiled, fixed_order_matmul
 from kernels.linear import Linear
 
 # Half as wide as `TILE`, so that a small weight keeps twice the processors busy. Compiled, never run.

@@ -1,6 +1,6 @@
 """Narrows the range of keys in which a row's cuts end, until few tokens are left in it, and gathers those.
 
-Part of `sample_cut.py`, which says what is searched for. A round reads the row, split over programs, and asks eight
+Part of `cut.py`, which says what is searched for. A round reads the row, split over programs, and asks eight
 keys how many tokens, and what mass, lie from them on. What that leaves of the range every program works out by itself
 from the tallies of the rounds before; a round that is not needed is not made.
 """
@@ -14,9 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.gpu.argmax import SPLIT, best_pair, logit_of
 from kernels.gpu.compilation import PINNED_OPTIONS, Compiled
-from kernels.gpu.sample_weights import LEAST_KEY, ONE_KEY, SamplingRows, keys_of, masses_of
+from kernels.gpu.sampling.argmax import SPLIT, best_pair, logit_of
+from kernels.gpu.sampling.weights import LEAST_KEY, ONE_KEY, SamplingRows, keys_of, masses_of
 
 ROUNDS = 3  # at most, that read the row: each costs a pass over it, and leaves an eighth of the range
 TALLIES = 16 * ROUNDS + 1  # of a row: eight counts and eight masses a round; how many tokens were gathered

@@ -15,8 +15,8 @@ from torch import Tensor
 from kernels import edited_rows
 from kernels.edited_rows import EditedRows
 from kernels.gpu.compilation import PINNED_OPTIONS, Compiled
-from kernels.gpu.edit_logits import FORBIDDEN, RECORD
 from kernels.gpu.row_block import assert_packed
+from kernels.gpu.sampling.edit_logits import FORBIDDEN, RECORD
 
 _BLOCK = 64  # words at a time
 _WARPS = 2

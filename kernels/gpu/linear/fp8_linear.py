@@ -12,9 +12,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from kernels.gpu.fixed_order_linear import tiles_agree
-from kernels.gpu.fixed_order_matmul import FP8_INSTRUCTIONS, FP8_TILE, Tile, compiled, fp8_matmul
-from kernels.gpu.quantize_fp8 import quantize_fp8
+from kernels.gpu.linear.fixed_order_linear import tiles_agree
+from kernels.gpu.linear.fixed_order_matmul import FP8_INSTRUCTIONS, FP8_TILE, Tile, compiled, fp8_matmul
+from kernels.gpu.linear.quantize_fp8 import quantize_fp8
 from kernels.linear import Linear
 
 # Half as wide as `FP8_TILE`, so that a weight keeps twice the processors busy; five stages of it, 80 KB, are on their

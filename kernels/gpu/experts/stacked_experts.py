@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from kernels.activations import Activate
-from kernels.gpu.experts_matmul import choose_tile, experts_matmul, tiles_of
-from kernels.gpu.experts_order import SortedPairs, sort_by_expert
-from kernels.gpu.experts_sum import sum_of_experts
-from kernels.gpu.fixed_order_matmul import Tile
-from kernels.gpu.quantize_fp8 import quantize_fp8
+from kernels.gpu.experts.grouped_matmul import choose_tile, experts_matmul, tiles_of
+from kernels.gpu.experts.order import SortedPairs, sort_by_expert
+from kernels.gpu.experts.weighted_sum import sum_of_experts
+from kernels.gpu.linear.fixed_order_matmul import Tile
+from kernels.gpu.linear.quantize_fp8 import quantize_fp8
 
 
 class StackedExperts:

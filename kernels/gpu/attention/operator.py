@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from kernels.attention_variant import AttentionVariant, QueryRow
-from kernels.gpu.attention_combine import Partials
-from kernels.gpu.attention_plan import AttentionLaunch, AttentionPlanner, QueryColumns
-from kernels.gpu.paged_attention import paged_attention, slopes_of
+from kernels.gpu.attention.combine import Partials
+from kernels.gpu.attention.paged_attention import paged_attention, slopes_of
+from kernels.gpu.attention.plan import AttentionLaunch, AttentionPlanner, QueryColumns
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from kernels.edited_rows import EditedRows
-from kernels.gpu.argmax import best_pairs, best_tokens, num_splits, split_pairs
-from kernels.gpu.edit_logits import edit_logits
-from kernels.gpu.forbid_words import forbid_words
-from kernels.gpu.log_probabilities import ScoringScratch, log_probabilities
-from kernels.gpu.penalize import penalize, remember_drawn
-from kernels.gpu.sample import SamplingScratch, sample
-from kernels.gpu.sample_weights import SamplingRows
+from kernels.gpu.sampling.argmax import best_pairs, best_tokens, num_splits, split_pairs
+from kernels.gpu.sampling.edit_logits import edit_logits
+from kernels.gpu.sampling.forbid_words import forbid_words
+from kernels.gpu.sampling.log_probabilities import ScoringScratch, log_probabilities
+from kernels.gpu.sampling.penalize import penalize, remember_drawn
+from kernels.gpu.sampling.sample import SamplingScratch, sample
+from kernels.gpu.sampling.weights import SamplingRows
 
 _SCORED_ROWS = 256  # at a time, of prompts
 

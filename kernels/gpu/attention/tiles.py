@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kernels.gpu.attention_combine import merge_split
+from kernels.gpu.attention.combine import merge_split
 
 
 @triton.jit

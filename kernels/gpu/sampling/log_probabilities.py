@@ -17,10 +17,10 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels import log_probabilities as meaning
-from kernels.gpu.argmax import NO_PAIR, SPLIT, id_of, logit_of, num_splits, pairs_of
 from kernels.gpu.compilation import PINNED_OPTIONS, Compiled
 from kernels.gpu.row_block import assert_packed
-from kernels.gpu.sample_rounds import DTYPES
+from kernels.gpu.sampling.argmax import NO_PAIR, SPLIT, id_of, logit_of, num_splits, pairs_of
+from kernels.gpu.sampling.rounds import DTYPES
 
 _PLACES = 32  # the power of two above the alternatives that a row may ask for
 _WARPS = 8

@@ -1,4 +1,4 @@
-"""What a token weighs beside the most likely one of its row. Part of `sample_cut.py` and `sample.py`.
+"""What a token weighs beside the most likely one of its row. Part of `cut.py` and `sample.py`.
 
     depth = (x - max x) / temperature          weight = exp(depth)          mass = floor(weight · 2^42)
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 
 from kernels.attention_variant import AttentionVariant
-from kernels.gpu.attention_combine import COMBINE_WARPS, combine_constants, combine_splits_kernel
-from kernels.gpu.attention_plan import AttentionShape
-from kernels.gpu.attention_shapes import DECODE_SPLIT, attention_shapes
+from kernels.gpu.attention.combine import COMBINE_WARPS, combine_constants, combine_splits_kernel
+from kernels.gpu.attention.paged_attention import constants, paged_attention_kernel
+from kernels.gpu.attention.plan import AttentionShape
+from kernels.gpu.attention.shapes import DECODE_SPLIT, attention_shapes
 from kernels.gpu.compilation import FEW_ROWS, MANY_ROWS, TARGETS, Compiled
-from kernels.gpu.paged_attention import constants, paged_attention_kernel
 
 _PLAIN = AttentionVariant(1.0)
 _INTEGERS = ("q_stride", "block_stride", "table_stride", "tiles_stride", "program_tokens", "window")

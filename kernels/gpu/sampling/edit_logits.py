@@ -18,7 +18,7 @@ from kernels import edited_rows
 from kernels.edited_rows import EditedRows
 from kernels.gpu.compilation import PINNED_OPTIONS, Compiled
 from kernels.gpu.row_block import assert_packed
-from kernels.gpu.sample_rounds import DTYPES
+from kernels.gpu.sampling.rounds import DTYPES
 
 _BLOCK = 2048  # logits of a program: four vectors of 16 bytes for each of 128 threads
 

@@ -1,0 +1,1 @@
+"""A layer's experts: `stacked_experts.py` is what layers call."""
