@@ -92,10 +92,9 @@ def condemns(unit: Unit, revision: str) -> bool:
 
 def settled(wanted: Wanted, observed: Sequence[Observed]) -> bool:
     """Everything that is wanted is ready, and nothing else is left."""
-    revisions = {"": wanted.router_revision} | {model.name: model.revision for model in wanted.models}
     numbers = {"": len(wanted.routers)} | {model.name: model.num_replicas for model in wanted.models}
     return Counter(each.model for each in observed) == Counter(numbers) and all(
-        each.ready and each.revision == revisions[each.model] for each in observed
+        each.ready and each.revision == wanted.revision_of(each.model) for each in observed
     )
 
 

@@ -235,8 +235,8 @@ class Controller:
         elif action.verb is Verb.DRAIN:
             self._drain(self._units[action.unit])
         elif (
-            not action.model or self._state.config.find(action.model) is not None
-        ):  # still, or the next plan says
+            not action.model or self._wanted.find(action.model) is not None
+        ):  # an upgrade may have come meanwhile
             await self._start(self._units.get(action.unit) or self._new(action.unit), action.model)
 
     def _new(self, name: str) -> Unit:

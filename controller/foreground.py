@@ -113,10 +113,14 @@ class Foreground:
         stopping = asyncio.create_task(self._deployment.stop(self._grace_s))
         forced = asyncio.create_task(self._second.wait())
         await asyncio.wait([stopping, forced], return_when=asyncio.FIRST_COMPLETED)
-        ended = 0 if stopping.done() else await self._stop_now()
-        for each in (forced, stopping, following):
-            each.cancel()
-        return ended
+        try:
+            if self._second.is_set():
+                return await self._stop_now()
+            await stopping  # raises what has kept it
+            return 0
+        finally:
+            for each in (forced, stopping, following):
+                each.cancel()
 
     async def _stop_now(self) -> int:
         try:

@@ -1,7 +1,7 @@
 """From a configuration to what is wanted: units, and what each is launched with, as a short digest (its revision).
 
 Units of another revision are replaced by an upgrade. Only what enters a unit's launch counts: a change of the number of
-replicas replaces nobody. Called by `controller.py`.
+replicas replaces nobody. Called by `controller.py`, `picture.py` and `demand_watch.py`.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _NOT_OF_A_REPLICA = {"replicas", "autoscaling", "start_timeout_s"}
 _OF_A_ROUTER = {"api_keys", "no_api_key"}
 
 
-def replica_revision(model: ModelConfig) -> str:
+def _replica_revision(model: ModelConfig) -> str:
     return _digest(model.model_dump(mode="json", exclude=_NOT_OF_A_REPLICA))
 
 
-def router_revision(config: DeploymentConfig) -> str:
+def _router_revision(config: DeploymentConfig) -> str:
     listening = {"host": config.routers.host, "port": config.routers.port}
     return _digest({**config.model_dump(mode="json", include=_OF_A_ROUTER), **listening})
 
@@ -47,13 +47,13 @@ def served_model(model: ModelConfig) -> ServedModel:
 def wanted_of(config: DeploymentConfig, nodes: Sequence[str]) -> Wanted:
     """`nodes`: by their ids in Ray, where each is to have a router."""
     models = tuple(
-        WantedModel(model.name, model.replicas, replica_revision(model)) for model in config.models
+        WantedModel(model.name, model.replicas, _replica_revision(model)) for model in config.models
     )
     if config.routers.per_node:
         routers = tuple(router_on(node) for node in nodes)
     else:
         routers = tuple(router_name(index) for index in range(config.routers.count))
-    return Wanted(models, routers, router_revision(config), config.upgrade.surge)
+    return Wanted(models, routers, _router_revision(config), config.upgrade.surge)
 
 
 def _digest(launched_with: dict[str, object]) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from protocol.block_hash import BlockHasher
 from protocol.messages import Submit
 from protocol.model_source import ModelSource
@@ -13,8 +11,8 @@ from workers.background_runner import BackgroundRunner
 from workers.engine import Engine
 from workers.engine_config import EngineConfig
 from workers.model.cpu_runner import CpuRunner
-from workers.model.devices import choose_device
 from workers.model.runner_config import RunnerConfig
+from workers.model.weights import Progress
 from workers.runner import Runner
 from workers.scheduling.scheduler import SchedulerConfig
 from workers.tensor_parallel import TensorParallelGroup
@@ -26,13 +24,13 @@ def build_runner(
     config: EngineConfig,
     source: ModelSource,
     group: TensorParallelGroup,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Progress | None = None,
 ) -> Runner:
     """This rank's share of the model, loaded, on the device that its group exchanges from.
 
     Raises UnsupportedModel, ModelNotFound, InvalidRequest.
     """
-    device = choose_device(config.device, group.rank)
+    device = group.device
     runner_config = RunnerConfig(
         directory=source.directory,
         dtype=config.dtype,

@@ -26,9 +26,7 @@ class EngineConfig:
     tensor_parallel_size: int = 1
     device: str = "auto"  # a GPU where there is one
     dtype: str = "auto"
-    quantization: str | None = (
-        None  # of the weights, as they are loaded, and of what they are multiplied with
-    )
+    quantization: str | None = None  # of weights as they are loaded, and of what they are multiplied with
     kv_cache_dtype: str = "auto"  # that of the model
     max_model_len: int | None = None
     block_size: int | None = None

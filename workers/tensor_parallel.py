@@ -38,7 +38,7 @@ class TensorParallelGroup:
         `device`: where the group's tensors lie. A GPU's exchange is launched like a kernel, and graphs may hold it.
         """
         self.shard = shard or Shard()
-        self._device = device
+        self.device = device
         self._in_rank_order = in_rank_order
         self._process_group = process_group  # of gloo or NCCL, whose stubs lack what they can do
         self._peer_sums: PeerSums | None = None
@@ -102,7 +102,7 @@ class TensorParallelGroup:
 
     def minimum(self, value: int) -> int:
         """The smallest of every rank's values, on all ranks."""
-        return int(self.gather_everywhere(torch.tensor([value], device=self._device)).min())
+        return int(self.gather_everywhere(torch.tensor([value], device=self.device)).min())
 
     def close(self) -> None:
         """At once, even where a rank never comes: whatever still waits for one ends, and is no sum then. A rank that
@@ -111,7 +111,7 @@ class TensorParallelGroup:
             return
         if self._peer_sums is not None:
             self._peer_sums.interrupt()
-        if self._device.type == "cpu":
+        if self.device.type == "cpu":
             self._process_group.shutdown()
         else:
             self._process_group.abort()  # NCCL's shutdown waits for the other ranks

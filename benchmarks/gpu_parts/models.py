@@ -18,6 +18,7 @@ from protocol.model_source import ModelSource, resolve_model
 from workers.engine import Engine
 from workers.engine_builder import build_engine, build_runner
 from workers.engine_config import EngineConfig
+from workers.model.devices import choose_device
 from workers.runner import Runner
 from workers.tensor_parallel import TensorParallelGroup
 
@@ -76,7 +77,8 @@ def open_small_model(device: str, **options: Any) -> Iterator[Model]:
 
 @contextmanager
 def _opened(config: EngineConfig, source: ModelSource) -> Iterator[Model]:
-    runner = build_runner(config, source, TensorParallelGroup())
+    group = TensorParallelGroup(device=choose_device(config.device, rank=0))
+    runner = build_runner(config, source, group)
     engine = build_engine(config, runner, _SECRET)
     try:
         yield Model(config, runner, engine)

@@ -8,6 +8,7 @@ import signal
 from collections.abc import AsyncIterator
 
 import pytest
+from ray.exceptions import RayError
 
 from controller.config import DeploymentConfig
 from controller.config_file import build_config
@@ -66,3 +67,11 @@ async def test_a_second_signal_stops_at_once() -> None:
     deployment = Deployment()
     await interrupted(deployment, config(), signal.SIGINT, signal.SIGINT)
     assert deployment.graces_s == [30.0, 0.0]
+
+
+async def test_a_stop_that_fails_is_no_success() -> None:
+    class Failing(Deployment):
+        async def stop(self, grace_s: float) -> None:
+            raise RayError("gone")
+
+    assert await interrupted(Failing(), config(), signal.SIGINT) == 1

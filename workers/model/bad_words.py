@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kernels.edited_rows import FORBIDDEN, NOTHING_YET
 from protocol.sampling import SamplingParams
-from workers.model.places import Places, at_places, take
+from workers.model.places import Numbers, Places, at_places, take
 from workers.model.row_matrix import RowMatrix
 from workers.step_plan import RowStart
 
@@ -32,6 +32,14 @@ def words_of(sampling: SamplingParams, vocab_size: int) -> list[tuple[int, ...]]
         for word in dict.fromkeys(sampling.bad_word_ids)
         if len(word) > 1 and all(0 <= token < vocab_size for token in word)
     ]
+
+
+def newest_of(generated: bytes, width: int) -> Numbers:
+    """The tokens that were generated last: [width] int64, the newest last, NOTHING_YET in front of the first."""
+    newest = np.full(width, NOTHING_YET, np.int64)
+    known = np.frombuffer(generated, "<i4")[-width:]
+    newest[width - len(known) :] = known
+    return newest
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +78,7 @@ class BadWords:
             return
         self._widen(max(map(len, words)) - 1)
         width = self._newest.lines.shape[1]
-        newest = np.full(width, NOTHING_YET, np.int64)
-        generated = np.frombuffer(start.generated, "<i4")[-width:]
-        newest[width - len(generated) :] = generated
-        self._newest.take(start.row).copy_(torch.from_numpy(newest))
+        self._newest.take(start.row).copy_(torch.from_numpy(newest_of(start.generated, width)))
         self._rows[start.row] = words
 
     def end(self, row: int) -> None:

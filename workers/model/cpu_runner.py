@@ -7,7 +7,6 @@ draws tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -32,12 +31,10 @@ from workers.model.row_states import RowStates
 from workers.model.runner_config import RunnerConfig
 from workers.model.sampler import Drawn, Sampler
 from workers.model.step_batch import BlockTables, RowLayout, build_batch, lay_out
-from workers.model.weights import load_weights
+from workers.model.weights import Progress, load_weights
 from workers.runner import RunnerFacts
 from workers.step_plan import SampledTokens, StepPlan
 from workers.tensor_parallel import TensorParallelGroup
-
-__all__ = ["CpuRunner", "RunnerConfig"]
 
 _NOTHING = SampledTokens()
 
@@ -49,7 +46,7 @@ class CpuRunner:
         self,
         config: RunnerConfig,
         group: TensorParallelGroup,
-        on_progress: Callable[[int, int], None] | None = None,
+        on_progress: Progress | None = None,
     ) -> None:
         model = describe_model(config, group, choose_dtype, torch.float8_e4m3fn)
         spec, dtype = model.spec, model.dtype

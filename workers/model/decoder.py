@@ -30,9 +30,8 @@ class ForwardBatch:
     positions: Tensor  # [tokens] int64
     slots: Tensor  # [tokens] int64: block · block_size + offset
     attention: tuple[Any, ...]  # the plans of the kernels' attentions, one each
-    wanted: (
-        Tensor | None
-    )  # [wanted] int64: the tokens after which one is drawn or scored; None: all, in their order
+    # [wanted] int64: the tokens after which one is drawn or scored; None: all, in their order
+    wanted: Tensor | None
 
 
 class Decoder:
@@ -64,9 +63,7 @@ class Decoder:
             if index == last and wanted is not None and not len(wanted):
                 return None  # a chunk that draws nothing has done its work: its KV is written
             out = layer.attention.attend(q, kv, batch.attention)
-            if (
-                index == last and wanted is not None
-            ):  # behind the last attention only these tokens' rows matter
+            if index == last and wanted is not None:  # behind the last attention no other tokens' rows matter
                 out, normed, residual = (each[wanted] for each in (out, normed, residual))
             normed, residual = layer.mix(out, normed, residual)
         return normed

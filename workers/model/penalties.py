@@ -14,9 +14,15 @@ import torch
 from torch import Tensor
 
 from kernels.penalize import penalize_counts, penalize_repetition
-from workers.model.places import Places, at_places, put_back, take
+from workers.model.places import Numbers, Places, at_places, put_back, take
 from workers.model.row_matrix import RowMatrix
 from workers.step_plan import RowStart
+
+
+def known_tokens(tokens: bytes, vocab_size: int) -> Numbers:
+    """[n] int64. Ids beyond the vocabulary are dropped."""
+    ids = np.frombuffer(tokens, "<i4").astype(np.int64)
+    return ids[(ids >= 0) & (ids < vocab_size)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,5 +116,4 @@ class Penalties:
         return [CountPass(where, self._counts, lines, frequency, presence, torch.ones_like(penalties[:, 0]))]
 
     def _ids(self, tokens: bytes) -> Tensor:
-        ids = np.frombuffer(tokens, "<i4").astype(np.int64)
-        return torch.from_numpy(ids[(ids >= 0) & (ids < self._vocab_size)]).to(self._device)
+        return torch.from_numpy(known_tokens(tokens, self._vocab_size)).to(self._device)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from protocol.messages import TokenLogprob
 from workers.model.sampler import Sampler
-from workers.model.step_batch import Numbers, RowLayout
+from workers.model.step_batch import Numbers, RowLayout, column_of
 from workers.step_plan import RowStart, StepPlan
 
 MAX_SCORED_TOKENS = 256  # whose logits exist at a time
@@ -45,7 +45,7 @@ class PromptScores:
         self.end(start.row)
         wanted = start.sampling.prompt_logprobs
         if wanted is not None:
-            self._rows[start.row] = ScoredRow(np.frombuffer(start.prompt, "<i4").astype(np.int64), wanted)
+            self._rows[start.row] = ScoredRow(column_of(start.prompt), wanted)
 
     def end(self, row: int) -> None:
         self._rows.pop(row, None)

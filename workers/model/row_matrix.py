@@ -22,9 +22,6 @@ class RowMatrix:
     def __bool__(self) -> bool:
         return bool(self._taken)
 
-    def __contains__(self, row: int) -> bool:
-        return row in self._taken
-
     def take(self, row: int) -> Tensor:
         """A line for a row that has none: [width], to be written whole."""
         assert row not in self._taken, f"row {row} has a line already"

@@ -1,6 +1,7 @@
-"""How each row wants its tokens drawn, in columns: from `RowStart` to the row's end. Read by `sampling_batch.py`.
+"""How each row wants its tokens drawn, in columns: from `RowStart` to the row's end.
 
-Columns lie on the host: the batch's tensors are made from them when the rows of a step change, not every step.
+Columns lie on the host. Read by `sampling_batch.py` when the rows of a CPU's step change, and in every step by
+`cuda/token_head.py` and `cuda/drawn_tokens.py`.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class SamplingColumns:
         self.top_k[row] = top_k
         self.top_p[row] = sampling.top_p
         self.seed[row] = (start.seed + 2**63) % 2**64 - 2**63
-        self.num_logprobs[row] = sampling.logprobs or 0
+        self.num_logprobs[row] = min(sampling.logprobs or 0, vocab_size)
         self.wishes[row] = _wishes(start, top_k)
 
     def end(self, row: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -36,11 +36,8 @@ class CudaDevice:
         self._graph_memory = torch.cuda.graph_pool_handle()
         self._graphs: list[torch.cuda.CUDAGraph] = []
 
-    def active(self) -> AbstractContextManager[None]:
-        return self._active()
-
     @contextmanager
-    def _active(self) -> Iterator[None]:
+    def active(self) -> Iterator[None]:
         with torch.cuda.stream(self._steps):  # makes its device the current one too, which is a thread's own
             yield
 

@@ -22,7 +22,7 @@ from workers.model.cuda.token_head import NO_ROW, TokenHead
 from workers.model.decoder import ForwardBatch
 from workers.model.step_batch import Numbers
 
-TILES_APART = 16
+_TILES_APART = 16
 DECODE_ROW_BYTES = 3 * 8 + TILE_NUMBERS * 4  # of `DecodeSections`
 
 
@@ -51,7 +51,7 @@ class DecodeSections:
 def put_tiles(upload: StepUpload, num_tiles: int, planned: Sequence[PlannedLaunch]) -> Section:
     """Of one launch, or of none where all is padding: [TILE_NUMBERS, num_tiles or a few more] int32. Columns that are a
     multiple of 16 apart make one kernel of what triton would else compile three times."""
-    section, tiles = upload.room((TILE_NUMBERS, -(-num_tiles // TILES_APART) * TILES_APART), np.int32)
+    section, tiles = upload.room((TILE_NUMBERS, -(-num_tiles // _TILES_APART) * _TILES_APART), np.int32)
     tiles[...] = NO_ROW
     for each in planned:
         each.write(tiles)

@@ -58,10 +58,9 @@ class TokenDownload:
     """Owns what draws write. Two pieces of host memory take turns: the engine has read the step before the last when it
     launches one."""
 
-    def __init__(self, device: Device, columns: SamplingColumns, vocab_size: int, max_size: int) -> None:
+    def __init__(self, device: Device, columns: SamplingColumns, max_size: int) -> None:
         self._device = device
         self._columns = columns
-        self._vocab_size = vocab_size
         num_bytes = max_size * (_TOKEN_BYTES + SCORE_BYTES)
         packed = torch.zeros(num_bytes, dtype=torch.uint8, device=device.torch_device)
         self.outputs = Outputs.of(packed, max_size)
@@ -78,5 +77,5 @@ class TokenDownload:
         if len(asked):
             num_bytes = host.tokens.nbytes + (int(asked[-1]) + 1) * SCORE_BYTES
         arrived = self._device.download(self.outputs.packed[:num_bytes], host.packed[:num_bytes])
-        widths = columns.num_logprobs[rows[asked]].clip(max=self._vocab_size)
+        widths = columns.num_logprobs[rows[asked]]
         return DrawnTokens(arrived, host.tokens[: len(rows)], host.scores, asked, widths)

@@ -6,14 +6,14 @@ attention's grid has, which are launched used or not.
 
 from __future__ import annotations
 
-MOST_ROWS = 256  # beyond, launching hides behind computing
+_MOST_ROWS = 256  # beyond, launching hides behind computing
 _SMALLEST_KEYS = 2048
 _KEYS_FACTOR = 4
 
 
 def graph_sizes(max_rows: int) -> tuple[int, ...]:
     """1, 2, 4, 8, 16 ... 256, ascending, as far as `max_rows` needs."""
-    sizes = [1, 2, 4, *range(8, 32, 8), *range(32, MOST_ROWS + 1, 16)]
+    sizes = [1, 2, 4, *range(8, 32, 8), *range(32, _MOST_ROWS + 1, 16)]
     enough = next((index for index, size in enumerate(sizes) if size >= max_rows), len(sizes) - 1)
     return tuple(sizes[: enough + 1])
 

@@ -1,5 +1,5 @@
 """What of the rows lies on the device from step to step, and how a plan's changes reach it: block tables by the blocks
-that are new in them, and blocks that are copied within the pool. Called by `cuda_runner.py`.
+that are new in them, and blocks that are copied within the pool. Called by `step_executor.py`.
 """
 
 from __future__ import annotations

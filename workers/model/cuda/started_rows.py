@@ -17,7 +17,6 @@ from kernels.edited_rows import (
     HELD_BACK,
     HELD_UNTIL,
     IN_PROMPT,
-    NOTHING_YET,
     NUM_BEST,
     NUM_NEWEST,
     NUM_WORDS,
@@ -28,8 +27,9 @@ from kernels.edited_rows import (
     WISHES,
 )
 from protocol.sampling import SamplingParams
-from workers.model.bad_words import words_of
+from workers.model.bad_words import newest_of, words_of
 from workers.model.logit_edits import RowEdits, edits_of
+from workers.model.penalties import known_tokens
 from workers.model.places import Numbers
 from workers.step_plan import RowStart
 
@@ -113,9 +113,9 @@ def _biases(edits: RowEdits) -> LineEntries:
 def _marks(start: RowStart, edits: RowEdits, vocab_size: int) -> LineEntries:
     sampling, parts = start.sampling, [(edits.held_back, HELD_BACK)]
     if _is_penalized(sampling):
-        parts.append((_known(start.generated, vocab_size), 1))  # each as often as it comes
+        parts.append((known_tokens(start.generated, vocab_size), 1))  # each as often as it comes
     if sampling.repetition_penalty != 1.0:
-        parts.append((np.unique(_known(start.prompt, vocab_size)), IN_PROMPT))
+        parts.append((np.unique(known_tokens(start.prompt, vocab_size)), IN_PROMPT))
     found, places = np.unique(np.concatenate([tokens for tokens, _ in parts]), return_inverse=True)
     values = np.zeros(len(found), np.int32)
     np.add.at(
@@ -126,12 +126,5 @@ def _marks(start: RowStart, edits: RowEdits, vocab_size: int) -> LineEntries:
 
 def _packed(words: list[tuple[int, ...]], generated: bytes, num_newest: int) -> Numbers:
     """Newest tokens, ends, tokens."""
-    newest = np.full(num_newest, NOTHING_YET, np.int32)
-    known = np.frombuffer(generated, "<i4")[-num_newest:]
-    newest[num_newest - len(known) :] = known
+    newest = newest_of(generated, num_newest)
     return np.array([*newest, *accumulate(map(len, words)), *chain.from_iterable(words)], np.int32)
-
-
-def _known(tokens: bytes, vocab_size: int) -> Numbers:
-    ids = np.frombuffer(tokens, "<i4").astype(np.int64)
-    return ids[(ids >= 0) & (ids < vocab_size)]

@@ -11,11 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from kernels.gpu.sampling.weights import SamplingRows
@@ -26,11 +24,10 @@ from workers.model.cuda.drawn_tokens import DrawnTokens, TokenDownload
 from workers.model.cuda.loading import LoadedModel
 from workers.model.cuda.started_rows import is_edited
 from workers.model.cuda.step_upload import Section, StepUpload
+from workers.model.places import Numbers
 from workers.model.sampling_state import Wish
-from workers.model.step_batch import Numbers
 from workers.tensor_parallel import TensorParallelGroup
 
-Column = NDArray[Any]  # of whatever type
 NO_ROW = -1
 
 
@@ -42,7 +39,7 @@ class DrawKind(IntEnum):
     EDITED = 2  # penalties, biases, words; logprobs
 
 
-def kind_of(sampling: SamplingParams) -> DrawKind:
+def _kind_of(sampling: SamplingParams) -> DrawKind:
     if is_edited(sampling):
         return DrawKind.EDITED
     return DrawKind.LIKELIEST if sampling.greedy else DrawKind.RANDOM
@@ -104,13 +101,13 @@ class TokenHead:
         self.newest = torch.zeros(max_rows, dtype=torch.int64, device=own)
         # Of a step's rows that draw, [size, hidden], to be written before `draw`.
         self.hidden = torch.zeros(max_size, hidden_size, dtype=model.described.dtype, device=own)
-        self._download = TokenDownload(device, sampler.columns, model.described.spec.vocab_size, max_size)
+        self._download = TokenDownload(device, sampler.columns, max_size)
         self._kinds = np.zeros(max_rows, np.int64)
         self._sizes: tuple[int, ...] = ()
         self._replays: dict[tuple[int, DrawKind], Replay] = {}
 
     def start(self, row: int, sampling: SamplingParams) -> None:
-        self._kinds[row] = kind_of(sampling)
+        self._kinds[row] = _kind_of(sampling)
 
     def padded(self, num_rows: int) -> int:
         """The size of the smallest graph that holds so many rows; without one, no padding."""
@@ -132,7 +129,7 @@ class TokenHead:
         """Each row's wishes, padded to `size` with rows that are nobody's. `positions`: of the tokens to draw."""
         columns, num_rows = self._sampler.columns, len(rows)
 
-        def put(values: Column, padding: float) -> Section:
+        def put(values: Numbers, padding: float) -> Section:
             section, array = upload.room((size,), values.dtype)
             array[:num_rows] = values
             array[num_rows:] = padding
