@@ -143,7 +143,7 @@ class Changes:
         other = len(everything(before) ^ everything(after))
         self.restart = (
             f"Controller killed: {len(everything(before))} replicas and routers before, {len(everything(after))} "
-            f"after, {other} of another incarnation or process; there are {leftovers()}"
+            f"after, {other} of another incarnation or process; then there are {leftovers()}"
         )
 
     async def _until_gone(self, former: tuple[ReplicaInfo, ...]) -> None:

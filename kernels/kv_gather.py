@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-_SIGN_AND_SEVEN = 0b1011_1111_1000_0000 - (1 << 16)  # of an int16
+from kernels.quantize_fp8 import halves_of
 
 
 class Scratch:
@@ -83,8 +83,7 @@ class Fp8Reader:
 
     def _widen(self, stored: Tensor) -> Tensor:
         bits = self._bits.take(stored.shape).copy_(stored)  # the sign fills the upper half
-        halves = bits.bitwise_left_shift_(7).bitwise_and_(_SIGN_AND_SEVEN).view(torch.float16)
-        numbers = self._widened.take(stored.shape).copy_(halves).mul_(256.0)
+        numbers = self._widened.take(stored.shape).copy_(halves_of(bits)).mul_(256.0)
         return numbers if self._narrowed is None else self._narrowed.take(stored.shape).copy_(numbers)
 
 

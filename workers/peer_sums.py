@@ -169,7 +169,8 @@ def _name(ranks: Ranks, peers: Peers) -> str:
 
 def _probe(ranks: Ranks, sums: PeerSums, most_elements: int, device: torch.device) -> None:
     """Each half of the memory is used and used again."""
-    for seed, num_elements in enumerate((_PROBED_ELEMENTS, most_elements) * 2):
+    sizes = (_PROBED_ELEMENTS, most_elements, most_elements, _PROBED_ELEMENTS)  # halves take turns
+    for seed, num_elements in enumerate(sizes):
         x = _random(num_elements, seed * ranks.size + ranks.rank, device)
         parts = ranks.gather_everywhere(x)
         _agreed(ranks, lambda x=x, parts=parts: sums.try_out(x, parts))  # type: ignore[misc]

@@ -22,9 +22,9 @@ def check_all(machine: Machine) -> None:
     report, device = machine.report, machine.device.type
     if device == "cuda":
         _check_kernels(machine)
-    for options in ({}, {"enforce_eager": True}):
-        name = f"tokens, {'launched one by one' if options else 'graphs'}: as a CPU's"
-        report.check(name, partial(_check_tokens, device, options))
+        for options in ({}, {"enforce_eager": True}):
+            name = f"tokens, {'launched one by one' if options else 'graphs'}: as a CPU's"
+            report.check(name, partial(_check_tokens, device, options))
     name = "deterministic bits: alone, beside others, in chunks, behind a hit"
     report.check(name, lambda: _check_bits(machine))
 

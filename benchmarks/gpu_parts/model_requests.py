@@ -20,7 +20,7 @@ _LEAST_TIMES_TRANSFORMERS = 5.0
 
 
 def time_requests(machine: Machine) -> None:
-    load, rate = machine.scope.compared, None
+    load = machine.scope.compared
     with open_model(machine) as model:
         _hits(machine, model)
         _cost_of_no_hits(machine, model)

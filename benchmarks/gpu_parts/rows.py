@@ -102,6 +102,7 @@ class Report:
         if time.monotonic() - self._begun_s > self.seconds:
             self.add(Row(name, failed="no time was left"))
             return None
+        self.rows.pop(name, None)  # of an earlier call, and maybe of its failure
         try:
             return work()
         except Exception as error:

@@ -3,9 +3,9 @@
     rotated = x · cos + roll(x, dims / 2) · sin        over a head's first dims; sin carries the minus of its first half
 
 One launch a layer, over the packed projection [q | k | v]. Queries are written back in place, rotated keys only to the
-pool, whose layout is a GPU's: one block of one head lies in one piece. Where the pool is fp8, what is stored is divided
-by its head's scale first. A program takes some heads of one token, and a pair of numbers that turns into each other
-lies in one thread: nothing is read after another thread has overwritten it.
+pool, whose layout is a GPU's: one block of one head lies in one piece. Where scales are given, what an fp8 pool stores
+is divided by its head's first. A program takes some heads of one token, and a pair of numbers that turns into each
+other lies in one thread: nothing is read after another thread has overwritten it.
 """
 
 from __future__ import annotations

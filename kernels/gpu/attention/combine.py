@@ -51,7 +51,7 @@ def combine_splits_kernel(
     sums_ptr,  # [slots, q_heads, HEAD_DIM] fp32
     stats_ptr,  # [slots, q_heads, 2] fp32
     out_ptr,  # [tokens, q_heads, HEAD_DIM], written
-    tiles_ptr,  # [4, num_tiles], tiles_stride apart, as in `paged_attention.py`
+    tiles_ptr,  # [5, num_tiles], tiles_stride apart, as in `paged_attention.py`
     starts_ptr,  # [num_tiles], positions of the first queries
     kv_scales_ptr,  # [2, kv_heads] fp32, or None
     tiles_stride,

@@ -18,8 +18,6 @@ from kernels.gpu.attention.plan import AttentionLaunch, AttentionPlanner, QueryC
 class DeviceLaunch:
     launch: AttentionLaunch
     tiles: Tensor  # [TILE_NUMBERS, num_tiles or more] int32, on the device
-    # [num_tiles] on the device: positions of the first queries, where a graph advances them. None: as in `tiles`.
-    starts: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +76,6 @@ class TritonPagedAttention:
                 each.launch,
                 out.view(q.shape),
                 self._partials,
-                each.starts,
                 self._kv_scales,
             )
         return out.view(len(q), -1)

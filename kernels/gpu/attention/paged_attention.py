@@ -27,7 +27,7 @@ from kernels.gpu.compilation import PINNED_OPTIONS
 _LOG2_E = math.log2(math.e)
 _ALL_TOKENS = 1 << 30
 _LEAST_DIMS = 16  # that a product of matrices can sum over
-EIGHT_BITS = (torch.float8_e4m3fn, torch.float8_e4m3fnuz)
+_EIGHT_BITS = (torch.float8_e4m3fn, torch.float8_e4m3fnuz)
 
 
 @triton.jit
@@ -37,7 +37,7 @@ def paged_attention_kernel(
     v_ptr,
     out_ptr,  # [tokens, q_heads, HEAD_DIM], written
     tables_ptr,  # [rows, blocks], rows table_stride apart
-    tiles_ptr,  # [4, num_tiles], tiles_stride apart: row, first token, queries, first slot of the partial results
+    tiles_ptr,  # [5, num_tiles], tiles_stride apart: row, first token, queries, first slot of partial results, start
     starts_ptr,  # [num_tiles], positions of the first queries
     slopes_ptr,  # [q_heads] fp32, or None
     kv_scales_ptr,  # [2, kv_heads] fp32, or None
@@ -131,7 +131,6 @@ def paged_attention(
     launch: AttentionLaunch,
     out: Tensor,  # [tokens, q_heads, head_dim], written where the tiles' tokens are
     partials: Partials,
-    starts: Tensor | None = None,  # [num_tiles], positions of the first queries; None: as `tiles` has them
     kv_scales: Tensor | None = None,  # [2, kv_heads] fp32: stored keys and values are multiplied with them
 ) -> None:
     """Allocates nothing and looks at no value on the device: a graph may capture it."""
@@ -140,7 +139,7 @@ def paged_attention(
     num_heads, head_dim = q.shape[1:]
     kv_heads, block_size = kv.shape[2:4]
     group, shape = num_heads // kv_heads, launch.shape
-    starts = tiles[-1] if starts is None else starts
+    starts = tiles[-1]
     k, v = kv.unbind()
     paged_attention_kernel[(launch.num_tiles, kv_heads, launch.num_splits)](
         q,
@@ -222,7 +221,7 @@ def _check(q: Tensor, kv: Tensor, block_tables: Tensor, tiles: Tensor, out: Tens
     assert kv.shape[4] == head_dim, f"queries have {head_dim} numbers a head, keys {kv.shape[4]}"
     assert q.stride()[1:] == (head_dim, 1), "a token's heads must follow each other"
     assert kv.stride()[2:] == (block_size * head_dim, head_dim, 1), "a block must lie in one piece"
-    assert kv.dtype in (q.dtype, *EIGHT_BITS), f"keys of {kv.dtype} do not go with queries of {q.dtype}"
+    assert kv.dtype in (q.dtype, *_EIGHT_BITS), f"keys of {kv.dtype} do not go with queries of {q.dtype}"
     assert block_tables.stride(1) == tiles.stride(1) == 1, (
         "a row of the tables or tiles must lie in one piece"
     )

@@ -21,7 +21,7 @@ Tiles = NDArray[np.int32]  # [TILE_NUMBERS, capacity]
 # the first slot of its partial results, and the position of its first query.
 TILE_NUMBERS = 5
 _ROW, _TOKEN, _COUNT, _SLOT, _START = range(TILE_NUMBERS)
-_NO_TILE = -1
+NO_TILE = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class PlannedLaunch:
         num_tiles = self.tiles.shape[1]
         assert num_tiles <= tiles.shape[1], f"{num_tiles} tiles do not fit {tiles.shape[1]} columns"
         tiles[:, :num_tiles] = self.tiles
-        tiles[_ROW, num_tiles:] = _NO_TILE
+        tiles[_ROW, num_tiles:] = NO_TILE
 
 
 @dataclass(frozen=True, slots=True)

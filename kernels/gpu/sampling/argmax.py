@@ -118,14 +118,6 @@ def best_tokens(
     _reduce(pairs, out, tokens=True)
 
 
-def argmax(
-    logits: Tensor,  # [rows, vocabulary]
-    pairs: Tensor,  # [at least rows, splits] int64, scratch
-    out: Tensor,  # [rows] int32 or int64, written
-) -> None:
-    best_tokens(split_pairs(logits, pairs), out)
-
-
 def _reduce(pairs: Tensor, out: Tensor, tokens: bool) -> None:
     num_rows, parts = pairs.shape
     assert pairs.dtype == torch.int64 and out.shape == (num_rows,) and out.is_contiguous()

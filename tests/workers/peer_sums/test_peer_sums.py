@@ -43,6 +43,10 @@ def test_all_ranks_get_the_same_bits(size: int, dtype: torch.dtype, trio: Any) -
     assert made == [size * dtype.itemsize]
 
 
+def test_each_half_of_the_memory_is_tried_whole(trio: Any) -> None:
+    assert trio.peers[0].summed == [4096, 4096, 1 << 20, 1 << 20, 4096]  # the first alone
+
+
 def test_a_sum_is_made_in_place(trio: Any) -> None:
     summands = draw(trio, 3, 5)
     assert all(found is given for found, given in zip(trio.all_reduce(summands), summands, strict=True))

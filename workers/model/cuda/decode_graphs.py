@@ -14,11 +14,11 @@ import numpy as np
 from torch import Tensor
 
 from kernels.gpu.attention.operator import DeviceLaunch, TritonAttentionPlan
-from kernels.gpu.attention.plan import TILE_NUMBERS, PlannedLaunch, QueryColumns
+from kernels.gpu.attention.plan import NO_TILE, TILE_NUMBERS, PlannedLaunch, QueryColumns
 from workers.model.cuda.device import Device, Replay
 from workers.model.cuda.loading import LoadedModel
 from workers.model.cuda.step_upload import Section, StepUpload
-from workers.model.cuda.token_head import NO_ROW, TokenHead
+from workers.model.cuda.token_head import TokenHead
 from workers.model.decoder import ForwardBatch
 from workers.model.step_batch import Numbers
 
@@ -52,7 +52,7 @@ def put_tiles(upload: StepUpload, num_tiles: int, planned: Sequence[PlannedLaunc
     """Of one launch, or of none where all is padding: [TILE_NUMBERS, num_tiles or a few more] int32. Columns that are a
     multiple of 16 apart make one kernel of what triton would else compile three times."""
     section, tiles = upload.room((TILE_NUMBERS, -(-num_tiles // _TILES_APART) * _TILES_APART), np.int32)
-    tiles[...] = NO_ROW
+    tiles[...] = NO_TILE
     for each in planned:
         each.write(tiles)
     return section

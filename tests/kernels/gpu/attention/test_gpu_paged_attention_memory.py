@@ -51,19 +51,6 @@ def test_a_captured_launch_writes_nothing_for_rows_that_it_has_too_many(
     assert out[2:].isnan().all()
 
 
-def test_positions_that_a_graph_advances_count_instead_of_the_tiles(
-    make_step: MakeStep, assert_close: AssertClose, device: torch.device
-) -> None:
-    step = make_step((16, 1, 2, 32), [(20, 1), (110, 1)])
-    earlier = replace(step, rows=[replace(row, start=row.start - 5) for row in step.rows])
-    planner = step.planner()
-    plan = captured(earlier, planner, 2, 128)
-    positions = torch.tensor([20, 110], device=device)  # int64, as a model has them
-    launches = (replace(plan.launches[0], starts=positions),)
-    out = attention_of(step, planner).run(step.q, step.kv, replace(plan, launches=launches))
-    assert_close(out, step.meaning(PLAIN))
-
-
 @pytest.mark.parametrize("batch", ([(100, 1)], [(90, 9)]), ids=str)
 @pytest.mark.parametrize("block_size", (16, 64))
 def test_blocks_before_the_window_are_not_read(

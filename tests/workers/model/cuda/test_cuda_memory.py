@@ -51,9 +51,26 @@ def test_a_runner_takes_its_share_and_logs_it(open_cuda_runner: Any, strict_devi
         runner = open_cuda_runner(
             device=strict_device(64 << 20), kv_cache_memory_bytes=None, gpu_memory_utilization=0.95
         )
-    used = runner.facts.num_blocks * 2 * 2 * 4 * 2 * 16 * 4
+    used = sum(kv.nbytes for kv in runner._pool)
     assert 0.2 * (64 << 20) < used < 0.95 * (64 << 20)
     assert f"({runner.facts.num_blocks} blocks of 4 tokens in float32)" in caplog.text
+
+
+def test_the_pool_is_as_much_smaller_as_a_share_is_and_as_steps_and_graphs_are_larger(
+    open_cuda_runner: Any, strict_device: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pool_bytes(peak_bytes: int, **config: Any) -> int:
+        monkeypatch.setattr(strict_device, "peak_bytes", lambda device, run: run() or peak_bytes)
+        runner = open_cuda_runner(device=strict_device(128 << 20), kv_cache_memory_bytes=None, **config)
+        return sum(kv.nbytes for kv in runner._pool)
+
+    most = pool_bytes(1 << 20, enforce_eager=True)
+    for less, peak_bytes, config in (
+        (2 << 20, 3 << 20, {"enforce_eager": True}),
+        ((1 << 20) + 8 * (4 << 20), 1 << 20, {}),  # graphs of 1, 2, 4 and 8 rows, and their draws
+        (32 << 20, 1 << 20, {"enforce_eager": True, "gpu_memory_utilization": 0.65}),
+    ):
+        assert most - pool_bytes(peak_bytes, **config) == pytest.approx(less, abs=1 << 14)
 
 
 def test_a_gpu_that_is_too_small_is_said_with_what_to_do(open_cuda_runner: Any, strict_device: Any) -> None:

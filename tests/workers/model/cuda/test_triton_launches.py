@@ -150,6 +150,13 @@ def open_watched(no_device: NoDevice, open_cuda_runner: Any, drive: Any) -> Iter
 
 
 VARIANTS = ("untied_llama3", "gemma2", "qwen3", "opt", "falcon_new_alibi_biased", "mixtral")
+OPTIONS: tuple[dict[str, Any], ...] = (
+    {"quantization": "fp8"},
+    {"kv_cache_dtype": "fp8"},
+    {"quantization": "fp8", "kv_cache_dtype": "fp8"},
+    {"deterministic": True},
+    {"deterministic": True, "quantization": "fp8"},
+)
 
 
 @pytest.mark.parametrize("enforce_eager", (False, True), ids=("graphs", "eager"))
@@ -158,12 +165,26 @@ def test_steps_of_all_kinds_wait_for_nothing_and_need_no_kernel_that_the_start_h
     variant: str, enforce_eager: bool, open_watched: Any, no_device: NoDevice
 ) -> None:
     driver = open_watched(variant, enforce_eager=enforce_eager)
+    run_all_kinds(driver)
+    assert {phase for phase, _ in no_device.met} == {"start"}
+
+
+@pytest.mark.parametrize("enforce_eager", (False, True), ids=("graphs", "eager"))
+@pytest.mark.parametrize("variant", ("untied_llama3", "mixtral"))
+@pytest.mark.parametrize("options", OPTIONS, ids=" ".join)
+def test_nor_do_they_in_fp8_or_deterministic_mode(
+    options: dict[str, Any], variant: str, enforce_eager: bool, open_watched: Any, no_device: NoDevice
+) -> None:
+    run_all_kinds(open_watched(variant, enforce_eager=enforce_eager, **options))
+    assert {phase for phase, _ in no_device.met} == {"start"}
+
+
+def run_all_kinds(driver: Any) -> None:
     for place, sampling in enumerate(WISHES):
         driver.add([(7 * index + place) % 90 for index in range(1 + 5 * place)], sampling, seed=place)
     driver.generate(range(len(WISHES)), 2, chunk=4)
     for copies in range(1, 4):
         driver.step({0: 1, 1: 1}, copies=tuple((1 + each, 9 + each) for each in range(copies)))
-    assert {phase for phase, _ in no_device.met} == {"start"}
 
 
 @pytest.mark.parametrize("enforce_eager", (False, True), ids=("graphs", "eager"))
