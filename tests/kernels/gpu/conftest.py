@@ -6,7 +6,7 @@ triton is imported and rules out compiling in the same process.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 
 import pytest
@@ -17,6 +17,7 @@ if HAS_TRITON:
     from triton import knobs
 
     from kernels.gpu.fp8_types import fp8_dtype_of
+    from tests.kernels.gpu.checked_launches import LaunchChecker
 else:
     collect_ignore_glob = ["*.py"]  # of the folders below too
 
@@ -26,6 +27,14 @@ TOLERANCES = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 AssertClose = Callable[[torch.Tensor, torch.Tensor], None]
 
 
+@pytest.fixture(autouse=True)
+def launch_checker(monkeypatch: pytest.MonkeyPatch) -> LaunchChecker:
+    checker = LaunchChecker()
+    if knobs.runtime.interpret:
+        checker.patch(monkeypatch)
+    return checker
+
+
 @pytest.fixture
 def device() -> torch.device:
     if torch.cuda.is_available() and not knobs.runtime.interpret:
@@ -33,6 +42,14 @@ def device() -> torch.device:
     if not knobs.runtime.interpret:
         pytest.skip("there is no GPU, and TRITON_INTERPRET=1 was not set")
     return torch.device("cpu")
+
+
+@pytest.fixture
+def fresh_memory_is_nan() -> Iterator[None]:
+    """Until it is written: so what a kernel leaves out is seen in outputs that its wrapper makes."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture
