@@ -2,7 +2,7 @@
 
     argmax(x) = min { i : x_i = max x }
 
-torch's own on a CPU compares one number at a time. There the maximum is found first, chunk by chunk at the speed of
+For a CPU, where torch's own compares one number at a time: the maximum is found first, chunk by chunk at the speed of
 memory, and then only the first chunk that holds it is searched.
 """
 
@@ -17,8 +17,6 @@ _CHUNK = 256
 def argmax(
     logits: Tensor,  # [rows, vocabulary]
 ) -> Tensor:  # [rows] int64
-    if not logits.is_cpu:
-        return logits.argmax(-1)
     logits = logits.float()  # bf16 is converted faster than it is compared
     size = logits.shape[-1]
     begins = _first_best_chunk(logits) * _CHUNK

@@ -5,7 +5,7 @@
     top-p   keeps the fewest most likely tokens whose mass reaches top_p of what min-p and top-k have left
 
 A cut is a threshold on a row's probabilities. Tokens as likely as the last one kept are kept too, so it matters
-neither how many candidates were sorted to find it, nor how a device sorts equal numbers.
+neither how many candidates were sorted to find it, nor in which order equal numbers come.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def cut(
     probabilities: Tensor,  # [rows, vocabulary] fp32; those cut off become 0 in place, the others stay as they are
     cuts: Cuts,
 ) -> None:
-    best = largest(probabilities, _num_candidates(probabilities, cuts))
+    best = largest(probabilities, _num_candidates(cuts))
     least = _least_kept(best, cuts)
     if least is not None:
         _keep_from(probabilities, least)
@@ -43,13 +43,9 @@ def cut(
         _keep_from(probabilities, _nucleus(probabilities, best, cuts.top_p))
 
 
-def _num_candidates(probabilities: Tensor, cuts: Cuts) -> int:
+def _num_candidates(cuts: Cuts) -> int:
     if cuts.top_p is None:
         return max(cuts.widest_top_k, 1)
-    if not probabilities.is_cpu:
-        return probabilities.shape[
-            -1
-        ]  # to look whether fewer would do would make the host wait for the device
     return max(cuts.widest_top_k, _CANDIDATES)
 
 

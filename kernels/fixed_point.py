@@ -2,7 +2,7 @@
 
     fixed(p) = round(p · 2^50)
 
-Such numbers add up exactly, so a sum is the same in whatever order a device takes it: a row's cut and its draw cannot
+Such numbers add up exactly, so a sum is the same in whatever order it is taken: a row's cut and its draw cannot
 depend on how many rows are in the batch. A token less likely than 2^-51 counts as impossible.
 """
 

@@ -2,7 +2,7 @@
 
     largest(x, n) = the first n of x sorted downwards
 
-On a CPU the vocabulary is dealt into groups first, and only the groups with the n largest maxima are sorted: whatever
+For a CPU: the vocabulary is dealt into groups first, and only the groups with the n largest maxima are sorted. Whatever
 lies in another group is no larger than n numbers found already.
 """
 
@@ -20,8 +20,6 @@ def largest(
     count: int,
 ) -> Tensor:  # [rows, min(count, size)] fp32
     count = min(count, values.shape[-1])
-    if not values.is_cpu:
-        return values.topk(count).values
     candidates, _ = _candidates(values, count)
     ascending = np.sort(candidates.numpy(), -1)  # with vector instructions, several times faster than torch
     return torch.from_numpy(ascending[:, : -count - 1 : -1].copy())
@@ -31,11 +29,8 @@ def largest_with_places(
     values: Tensor,  # [rows, size] fp32
     count: int,
 ) -> tuple[Tensor, Tensor]:  # [rows, min(count, size)] fp32, and int64
-    """Of equal numbers, on a CPU, the first ones: so a smaller count finds the beginning of what a larger one does."""
+    """Of equal numbers the first ones: so a smaller count finds the beginning of what a larger one does."""
     count = min(count, values.shape[-1])
-    if not values.is_cpu:
-        best = values.topk(count)
-        return best.values, best.indices
     candidates, places = _candidates(values, count, with_ties=True)
     if places is None:
         places = torch.arange(values.shape[-1]).expand(values.shape)

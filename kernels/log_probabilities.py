@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 MOST_BEST = 20  # alternatives that a row may ask for
+MAX_SCORED_TOKENS = 256  # of prompts, whose logits exist at a time
 LOGPROB, RANK, BEST = 0, 1, 2
 BEST_IDS = BEST + MOST_BEST
 NUM_SCORES = BEST_IDS + MOST_BEST

@@ -31,7 +31,7 @@ def draw(
     chunk = torch.searchsorted(sums, target, right=True).clamp_(max=sums.shape[1] - 1)
     mass = masses.gather(1, chunk)
     share = (target - sums.gather(1, chunk) + mass) / mass  # of the chunk's mass, in [0, 1)
-    tokens = chunk * CHUNK + torch.arange(CHUNK, device=probabilities.device)
+    tokens = chunk * CHUNK + torch.arange(CHUNK)
     inner = probabilities.gather(1, tokens.clamp(max=size - 1))
     if size % CHUNK:
         inner.masked_fill_(tokens >= size, 0.0)

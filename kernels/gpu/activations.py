@@ -20,7 +20,7 @@ from torch import Tensor
 
 from kernels.activations import Activate
 from kernels.gpu.compilation import PINNED_OPTIONS, Compiled
-from kernels.gpu.row_block import assert_packed, assert_rows
+from kernels.gpu.row_block import assert_rows
 
 _BLOCK = 1024  # features of a program: a vector of 16 bytes for each of 128 threads, in bf16
 
@@ -68,13 +68,11 @@ class Activation:
     def __call__(
         self,
         x: Tensor,  # [tokens, features], or [tokens, 2 · features] where it is gated
-        out: Tensor | None = None,  # [tokens, features], written
     ) -> Tensor:  # [tokens, features]
         num_tokens, width = x.shape
         features = width // 2 if self.gated else width
-        out = x.new_empty(num_tokens, features) if out is None else out
         assert_rows("x", x, 2 * features if self.gated else features)
-        assert_packed("out", out, num_tokens, features)
+        out = x.new_empty(num_tokens, features)
         _activate_kernel[(num_tokens, triton.cdiv(features, _BLOCK))](
             x, out, x.stride(0), features, **self.constexprs, **PINNED_OPTIONS
         )

@@ -44,28 +44,25 @@ def add_rms_norm(
     residual: Tensor,  # [tokens, hidden], x is added to it in place
     weight: Tensor,  # [hidden]
     eps: float,
-    out: Tensor | None = None,  # [tokens, hidden], written
 ) -> Tensor:  # [tokens, hidden]
     assert len(x) == len(residual), f"{len(x)} rows are added to {len(residual)}"
     assert_rows("x", x, residual.shape[1])
-    return _launch(x, residual, weight, eps, out)
+    return _launch(x, residual, weight, eps)
 
 
 def rms_norm(
     x: Tensor,  # [tokens, hidden]
     weight: Tensor,  # [hidden]
     eps: float,
-    out: Tensor | None = None,  # [tokens, hidden], written
 ) -> Tensor:  # [tokens, hidden]
-    return _launch(None, x, weight, eps, out)
+    return _launch(None, x, weight, eps)
 
 
-def _launch(x: Tensor | None, residual: Tensor, weight: Tensor, eps: float, out: Tensor | None) -> Tensor:
+def _launch(x: Tensor | None, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
     num_tokens, hidden = residual.shape
-    out = residual.new_empty(num_tokens, hidden) if out is None else out
     assert_rows("the residual stream", residual, hidden)
     assert_packed("weight", weight, hidden)
-    assert_packed("out", out, num_tokens, hidden)
+    out = residual.new_empty(num_tokens, hidden)
     block, num_warps = row_block(hidden)
     _add_rms_norm_kernel[(num_tokens,)](
         x,

@@ -7,6 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.gpu.compilation import PINNED_OPTIONS, Compiled
+from kernels.gpu.row_block import assert_rows
 
 _BLOCK = 128  # deltas of a program, one for each thread
 
@@ -32,9 +33,10 @@ def apply_deltas(
     table: Tensor,  # [rows, columns] int32, written
     deltas: Tensor,  # [3, deltas] int32: rows, columns, values; no place twice; row -1: padding
 ) -> None:
-    assert deltas.dim() == 2 and len(deltas) == 3, f"deltas are {tuple(deltas.shape)}, not [3, deltas]"
-    assert table.stride(1) == 1 and deltas.stride(1) == 1, "a row's elements must follow each other"
     num_deltas = deltas.shape[1]
+    assert len(deltas) == 3, f"deltas are {tuple(deltas.shape)}, not [3, deltas]"
+    assert_rows("deltas", deltas, num_deltas)
+    assert_rows("table", table, table.shape[1])
     _apply_deltas_kernel[(triton.cdiv(num_deltas, _BLOCK),)](
         table, deltas, table.stride(0), deltas.stride(0), num_deltas, BLOCK=_BLOCK, **PINNED_OPTIONS
     )

@@ -42,15 +42,13 @@ def layer_norm(
     weight: Tensor,  # [hidden]
     bias: Tensor | None,  # [hidden]
     eps: float,
-    out: Tensor | None = None,  # [tokens, hidden], written
 ) -> Tensor:  # [tokens, hidden]
     num_tokens, hidden = x.shape
-    out = x.new_empty(num_tokens, hidden) if out is None else out
     assert_rows("x", x, hidden)
     assert_packed("weight", weight, hidden)
-    assert_packed("out", out, num_tokens, hidden)
     if bias is not None:
         assert_packed("bias", bias, hidden)
+    out = x.new_empty(num_tokens, hidden)
     block, num_warps = row_block(hidden)
     _layer_norm_kernel[(num_tokens,)](
         x,

@@ -24,6 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.gpu.compilation import PINNED_OPTIONS, Compiled
+from kernels.gpu.row_block import assert_packed
 
 PROGRAMS = 32  # at most: enough loads under way for NVLink's bandwidth, and few signals
 MOST_RANKS = 8
@@ -134,7 +135,7 @@ def peer_sum(
     """
     num_ranks = len(regions.memory)
     assert x.dtype in SUMMED, f"{x.dtype} is not summed"
-    assert x.is_contiguous(), "x must lie in one piece"
+    assert_packed("x", x, *x.shape)
     assert 0 < x.numel() * x.element_size() <= regions.half_bytes, "a sum must fit half a region"
     assert 1 < num_ranks <= MOST_RANKS, f"{num_ranks} ranks have no signals"
     num_programs = min(triton.cdiv(x.numel(), _BLOCK), PROGRAMS)

@@ -1,4 +1,4 @@
-"""How a program that takes a whole row at once is laid out. Part of the kernels that do."""
+"""Rows as kernels take them: what wrappers check of arguments, and how a program that takes a whole row is laid out."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def row_block(width: int) -> tuple[int, int]:
 
 
 def assert_rows(name: str, rows: Tensor, width: int) -> None:
-    """A wrapper's check of an argument: [any, width], where one row may be any distance from the next."""
+    """[any, width], where one row may be any distance from the next."""
     assert rows.dim() == 2 and rows.shape[1] == width, f"{name} is {tuple(rows.shape)}, not [tokens, {width}]"
     assert rows.stride(1) == 1 or width == 1, f"{name}: a row's elements must follow each other"
 

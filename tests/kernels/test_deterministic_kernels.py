@@ -171,8 +171,7 @@ def test_turned_and_stored_rows_stand_alone(
         qkv = rows[:, : num_heads * head_dim].reshape(len(rows), num_heads, head_dim)
         cos, sin = rows[:, None, -2 * head_dim :].chunk(2, -1)
         kv = torch.zeros(2, 1, len(rows), 1, head_dim, dtype=dtype)
-        ops.rms_norm_heads(qkv[:, :-1], weight, 1e-5)
-        ops.rope_kv_write(qkv, cos, sin, kv, torch.arange(len(rows)))
+        ops.rope_kv_write(qkv, cos, sin, kv, torch.arange(len(rows)), norm=weight, eps=1e-5)
         return torch.cat([qkv.flatten(1), *kv[:, 0, :, 0]], -1)
 
     assert_rows_stand_alone(turn, x)

@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -32,7 +33,7 @@ def logits() -> Tensor:
 def draw(sampling: SamplingParams, generated: Sequence[int] = ()) -> Tensor:
     """Tokens [steps, rows]: each row of each step is a request of its own, at its own position."""
     sampler = Sampler(VOCABULARY, (2,), NUM_ROWS)
-    rows = torch.arange(NUM_ROWS)
+    rows = np.arange(NUM_ROWS)
     drawn = []
     for step in range(NUM_STEPS):
         for row in range(NUM_ROWS):
@@ -152,7 +153,7 @@ def test_neighbouring_positions_of_one_seed_are_independent() -> None:
     sampler = Sampler(VOCABULARY, (2,), NUM_ROWS)
     for row in range(NUM_ROWS):
         sampler.start(RowStart(row, pack_tokens(PROMPT), b"", sampling, row))
-    rows = torch.arange(NUM_ROWS)
+    rows = np.arange(NUM_ROWS)
     steps = [
         sampler.sample(
             logits().expand(NUM_ROWS, -1).clone(), rows, torch.full((NUM_ROWS,), 4 + step)

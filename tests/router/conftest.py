@@ -382,6 +382,32 @@ def make_request() -> Callable[..., RoutedRequest]:
 
 
 @pytest.fixture
+def tokens_of() -> Callable[..., Awaitable[list[list[int]]]]:
+    """Each sequence's tokens, to the end."""
+
+    async def read(generation: Any, num_sequences: int = 1) -> list[list[int]]:
+        tokens: list[list[int]] = [[] for _ in range(num_sequences)]
+        async for output in generation:
+            tokens[output.index].extend(output.token_ids)
+        return tokens
+
+    return read
+
+
+@pytest.fixture
+def answer(
+    tokens_of: Callable[..., Awaitable[list[list[int]]]],
+) -> Callable[[Router, RoutedRequest], Awaitable[list[list[int]]]]:
+    """All tokens of a request's sequences."""
+
+    async def ask(router: Router, request: RoutedRequest) -> list[list[int]]:
+        async with router.open(request) as generation:
+            return await tokens_of(generation, request.sampling.n)
+
+    return ask
+
+
+@pytest.fixture
 def eventually() -> Callable[..., Awaitable[None]]:
     """Waits until a condition that another task brings about holds; the test's own timeout bounds it."""
 

@@ -18,7 +18,6 @@ from protocol.handshake import ReplicaFacts
 from protocol.membership import ReplicaInfo, ReplicaState
 from protocol.messages import Identity
 from protocol.tokens import unpack_tokens
-from router.router import Router
 from workers.engine import Engine
 from workers.runner import RunnerFacts
 from workers.scheduling.scheduler import SchedulerConfig
@@ -88,14 +87,6 @@ async def make_engine_replica(secrets: DeploymentSecrets) -> AsyncIterator[Calla
         await server.aclose()
 
 
-async def answer(router: Router, request: Any) -> list[list[int]]:
-    tokens: list[list[int]] = [[] for _ in range(request.sampling.n)]
-    async with router.open(request) as generation:
-        async for output in generation:
-            tokens[output.index].extend(output.token_ids)
-    return tokens
-
-
 def conversation(dice: random.Random) -> list[int]:
     """One of a few heads, one of a few middles, and an end of its own, of any length."""
     head, middle = dice.randrange(3), dice.randrange(4)
@@ -106,7 +97,7 @@ def conversation(dice: random.Random) -> list[int]:
 
 
 async def test_predicted_equals_actual_over_a_replay(
-    make_engine_replica: Make, make_router: Make, make_request: Any
+    make_engine_replica: Make, make_router: Make, make_request: Any, answer: Make
 ) -> None:
     replicas = [await make_engine_replica(name) for name in "abc"]
     router, dice = await make_router(replicas), random.Random(1)
@@ -119,7 +110,7 @@ async def test_predicted_equals_actual_over_a_replay(
 
 
 async def test_predictions_hold_while_the_caches_evict(
-    make_engine_replica: Make, make_router: Make, make_request: Any
+    make_engine_replica: Make, make_router: Make, make_request: Any, answer: Make
 ) -> None:
     router, dice = await make_router([await make_engine_replica("a", 32)]), random.Random(2)
     for _ in range(80):
@@ -128,7 +119,7 @@ async def test_predictions_hold_while_the_caches_evict(
 
 
 async def test_a_crowd_over_a_killed_replica_gets_every_token_once(
-    make_engine_replica: Make, make_router: Make, make_request: Any, eventually: Make
+    make_engine_replica: Make, make_router: Make, make_request: Any, eventually: Make, answer: Make
 ) -> None:
     replicas = [await make_engine_replica("a", stalls_at=20), await make_engine_replica("b")]
     router, dice = await make_router(replicas), random.Random(3)
@@ -147,7 +138,7 @@ async def test_a_crowd_over_a_killed_replica_gets_every_token_once(
 
 
 async def test_two_routers_share_the_replicas_and_know_what_the_other_made_cached(
-    make_engine_replica: Make, make_router: Make, make_request: Any, eventually: Make
+    make_engine_replica: Make, make_router: Make, make_request: Any, eventually: Make, answer: Make
 ) -> None:
     replicas = [await make_engine_replica(name) for name in "ab"]
     one, other = await make_router(replicas), await make_router(replicas)
@@ -169,7 +160,7 @@ async def test_leaving_frees_the_replicas_blocks(
 
 
 async def test_a_fatal_prompt_in_a_crowd_ends_two_engines_and_no_other_request(
-    make_engine_replica: Make, make_router: Make, make_request: Any
+    make_engine_replica: Make, make_router: Make, make_request: Any, answer: Make
 ) -> None:
     router, dice = await make_router([await make_engine_replica(name) for name in "abc"]), random.Random(4)
     requests = [make_request(conversation(dice), max_tokens=20) for _ in range(30)]
@@ -181,7 +172,7 @@ async def test_a_fatal_prompt_in_a_crowd_ends_two_engines_and_no_other_request(
 
 
 async def test_an_engine_that_stands_still_loses_its_requests_and_frees_them_when_it_goes_on(
-    make_engine_replica: Make, make_router: Make, make_request: Any, eventually: Make
+    make_engine_replica: Make, make_router: Make, make_request: Any, eventually: Make, answer: Make
 ) -> None:
     hung = await make_engine_replica("a", stalls_at=10)
     router = await make_router([hung], hang_timeout_s=0.5)
@@ -196,7 +187,7 @@ async def test_an_engine_that_stands_still_loses_its_requests_and_frees_them_whe
 
 
 async def test_a_crowd_over_a_drained_replica_gets_every_token_once(
-    make_engine_replica: Make, make_router: Make, make_request: Any, eventually: Make
+    make_engine_replica: Make, make_router: Make, make_request: Any, eventually: Make, answer: Make
 ) -> None:
     replicas = [await make_engine_replica(name) for name in "ab"]
     router, dice = await make_router(replicas), random.Random(5)

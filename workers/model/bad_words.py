@@ -1,7 +1,6 @@
 """Words of several tokens that must not be generated: the last token is forbidden where the others have just come.
 
-The newest tokens of the rows that ask lie on the device and move up there, so that a step needs no token of the step
-before it on the host. Words of one token are `logit_edits.py`'s.
+The newest tokens of the rows that ask are kept and move up with every step. Words of one token are `logit_edits.py`'s.
 
                   newest tokens of a row       7  4  9         (width: the longest beginning of any row's words)
                   word 4 9 2: beginning        any 4  9        matches, so 2 is forbidden
@@ -66,11 +65,10 @@ class BadWordPass:
 class BadWords:
     """The words of rows between their start and their end, and the tokens that those generated last."""
 
-    def __init__(self, vocab_size: int, device: torch.device) -> None:
+    def __init__(self, vocab_size: int) -> None:
         self._vocab_size = vocab_size
-        self._device = device
         self._rows: dict[int, list[tuple[int, ...]]] = {}
-        self._newest = RowMatrix(0, torch.int64, device)
+        self._newest = RowMatrix(0, torch.int64)
 
     def start(self, start: RowStart) -> None:
         words = words_of(start.sampling, self._vocab_size)
@@ -94,15 +92,13 @@ class BadWords:
         width = self._newest.lines.shape[1]
         beginnings = torch.tensor([[_ANY] * (width - len(word) + 1) + [*word[:-1]] for _, word in words])
         edits = BadWordPass(
-            places=at_places(np.array(places), self._device),
+            places=at_places(np.array(places)),
             newest=self._newest,
             lines=self._newest.lines_of([rows[place] for place in places]),
             word_lines=self._newest.lines_of([rows[place] for place, _ in words]),
-            beginnings=beginnings.to(self._device),
-            any_token=(beginnings == _ANY).to(self._device),
-            last=torch.tensor(
-                [place * self._vocab_size + word[-1] for place, word in words], device=self._device
-            ),
+            beginnings=beginnings,
+            any_token=beginnings == _ANY,
+            last=torch.tensor([place * self._vocab_size + word[-1] for place, word in words]),
         )
         return [edits]
 

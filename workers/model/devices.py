@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from protocol.errors import InvalidRequest
+from protocol.errors import InvalidRequest, UnsupportedModel
 from workers.model.cpu_facts import named_dtype
 from workers.model.model_spec import ModelSpec
 
@@ -29,6 +29,14 @@ def choose_gpu_dtype(name: str, spec: ModelSpec) -> torch.dtype:
         return named_dtype(name)
     has_bf16 = torch.cuda.get_device_capability() >= _BF16_FROM_CAPABILITY
     return torch.bfloat16 if has_bf16 else torch.float16
+
+
+def require_paired_dims(spec: ModelSpec) -> None:
+    """Of a model for a GPU."""
+    if spec.head_dim % 2:
+        raise UnsupportedModel(
+            f"the model's heads have {spec.head_dim} dimensions, which a GPU takes in pairs: set device to cpu"
+        )
 
 
 def require_fp8(found: torch.dtype | None, option: str) -> torch.dtype:

@@ -84,10 +84,9 @@ class EditPass:
 class LogitEdits:
     """The lists of rows between their start and their end."""
 
-    def __init__(self, vocab_size: int, eos_token_ids: tuple[int, ...], device: torch.device) -> None:
+    def __init__(self, vocab_size: int, eos_token_ids: tuple[int, ...]) -> None:
         self._vocab_size = vocab_size
         self._eos_token_ids = eos_token_ids
-        self._device = device
         self._rows: dict[int, RowEdits] = {}
 
     def start(self, start: RowStart) -> None:
@@ -106,16 +105,16 @@ class LogitEdits:
         begins = [(place * self._vocab_size, edits) for place, edits in found]
         held = [(place, edits) for place, edits in found if len(edits.held_back)]
         edits = EditPass(
-            restricted=self._tensor([np.array([place]) for place, edits in found if len(edits.allowed)]),
-            allowed=self._tensor([begin + edits.allowed for begin, edits in begins]),
-            added=self._tensor([begin + edits.added for begin, edits in begins]),
-            values=self._tensor([edits.values for _, edits in found]),
-            held_back=self._tensor([begin + edits.held_back for begin, edits in begins]),
-            held_rows=self._tensor([np.full(len(edits.held_back), place) for place, edits in held]),
-            held_until=self._tensor([np.full(len(edits.held_back), edits.held_until) for _, edits in held]),
+            restricted=_joined([np.array([place]) for place, edits in found if len(edits.allowed)]),
+            allowed=_joined([begin + edits.allowed for begin, edits in begins]),
+            added=_joined([begin + edits.added for begin, edits in begins]),
+            values=_joined([edits.values for _, edits in found]),
+            held_back=_joined([begin + edits.held_back for begin, edits in begins]),
+            held_rows=_joined([np.full(len(edits.held_back), place) for place, edits in held]),
+            held_until=_joined([np.full(len(edits.held_back), edits.held_until) for _, edits in held]),
         )
         return [edits]
 
-    def _tensor(self, parts: list[Numbers]) -> Tensor:
-        joined = np.concatenate(parts) if parts else _NO_IDS
-        return torch.from_numpy(joined).to(self._device)
+
+def _joined(parts: list[Numbers]) -> Tensor:
+    return torch.from_numpy(np.concatenate(parts) if parts else _NO_IDS)

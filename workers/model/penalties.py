@@ -1,7 +1,6 @@
 """Presence, frequency and repetition penalties: what each row has seen, and the pass that lowers it.
 
-A row that asks for none costs nothing. For the others the vocabulary-wide counts lie on the device and are kept up
-there, so that a step needs no token of the step before it on the host.
+A row that asks for none costs nothing. For the others counts as wide as the vocabulary are kept up from step to step.
 """
 
 from __future__ import annotations
@@ -67,11 +66,10 @@ class CountPass:
 class Penalties:
     """What rows have seen, between their start and their end."""
 
-    def __init__(self, vocab_size: int, device: torch.device) -> None:
+    def __init__(self, vocab_size: int) -> None:
         self._vocab_size = vocab_size
-        self._device = device
-        self._scales = RowMatrix(vocab_size, torch.float32, device)
-        self._counts = RowMatrix(vocab_size, torch.float32, device)
+        self._scales = RowMatrix(vocab_size, torch.float32)
+        self._counts = RowMatrix(vocab_size, torch.float32)
         self._repetition: dict[int, float] = {}
         self._frequency_presence: dict[int, tuple[float, float]] = {}
 
@@ -84,8 +82,7 @@ class Penalties:
         if sampling.frequency_penalty or sampling.presence_penalty:
             self._frequency_presence[row] = sampling.frequency_penalty, sampling.presence_penalty
             generated = self._ids(start.generated)
-            ones = torch.ones(len(generated), device=self._device)
-            self._counts.take(row).fill_(0.0).index_add_(0, generated, ones)
+            self._counts.take(row).fill_(0.0).index_add_(0, generated, torch.ones(len(generated)))
 
     def end(self, row: int) -> None:
         if self._repetition.pop(row, None) is not None:
@@ -101,8 +98,8 @@ class Penalties:
         if not places:
             return []
         asking = [rows[place] for place in places]
-        penalties = torch.tensor([self._repetition[row] for row in asking], device=self._device)
-        where = at_places(np.array(places), self._device)
+        penalties = torch.tensor([self._repetition[row] for row in asking])
+        where = at_places(np.array(places))
         return [RepetitionPass(where, self._scales, self._scales.lines_of(asking), penalties)]
 
     def _count_pass(self, rows: Sequence[int]) -> list[CountPass]:
@@ -110,10 +107,10 @@ class Penalties:
         if not places:
             return []
         asking = [rows[place] for place in places]
-        penalties = torch.tensor([self._frequency_presence[row] for row in asking], device=self._device)
+        penalties = torch.tensor([self._frequency_presence[row] for row in asking])
         frequency, presence = torch.split(penalties, 1, 1)
-        where, lines = at_places(np.array(places), self._device), self._counts.lines_of(asking)
+        where, lines = at_places(np.array(places)), self._counts.lines_of(asking)
         return [CountPass(where, self._counts, lines, frequency, presence, torch.ones_like(penalties[:, 0]))]
 
     def _ids(self, tokens: bytes) -> Tensor:
-        return torch.from_numpy(known_tokens(tokens, self._vocab_size)).to(self._device)
+        return torch.from_numpy(known_tokens(tokens, self._vocab_size))

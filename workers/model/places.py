@@ -11,27 +11,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Numbers = np.ndarray[Any, np.dtype[Any]]  # a column on the host
+Numbers = np.ndarray[Any, np.dtype[Any]]  # a column
 Places = slice | Tensor  # [n] int64
 
 
 def places_of(
     wanted: Numbers,  # [rows] bool
-    device: torch.device,
 ) -> Places | None:
     """None where no row is wanted."""
     (indices,) = wanted.nonzero()
-    return at_places(indices, device) if len(indices) else None
+    return at_places(indices) if len(indices) else None
 
 
 def at_places(
     indices: Numbers,  # [n] int64, ascending, at least one
-    device: torch.device,
 ) -> Places:
     first, last = int(indices[0]), int(indices[-1])
     if last - first + 1 == len(indices):
         return slice(first, last + 1)
-    return torch.from_numpy(indices).to(device)
+    return torch.from_numpy(indices)
 
 
 def take(rows: Tensor, places: Places) -> Tensor:

@@ -33,18 +33,17 @@ class RandomDraw:
         columns: SamplingColumns,
         rows: Numbers,  # [batch] int64, all rows of the batch
         indices: Numbers,  # [rows] int64, ascending: those that this draws for
-        device: torch.device,
     ) -> RandomDraw:
         drawing = rows[indices]
         wishes = columns.wishes[drawing]
         warm = (wishes & Wish.TEMPERATURE).any()
         cutting = drawing[(wishes & Wish.CUTS) != 0]
         return cls(
-            places=at_places(indices, device),
-            mixed_seeds=mix(torch.from_numpy(columns.seed[drawing]).to(device)),
-            temperature=_column(columns.temperature, drawing, device) if warm else None,
-            cut_places=places_of((wishes & Wish.CUTS) != 0, device),
-            cuts=_cuts(columns, cutting, device),
+            places=at_places(indices),
+            mixed_seeds=mix(torch.from_numpy(columns.seed[drawing])),
+            temperature=_column(columns.temperature, drawing) if warm else None,
+            cut_places=places_of((wishes & Wish.CUTS) != 0),
+            cuts=_cuts(columns, cutting),
         )
 
     def draw(
@@ -63,16 +62,16 @@ class RandomDraw:
         return draw(probabilities, uniform_of_mixed(self.mixed_seeds, take(positions, self.places)))
 
 
-def _cuts(columns: SamplingColumns, rows: Numbers, device: torch.device) -> Cuts:
+def _cuts(columns: SamplingColumns, rows: Numbers) -> Cuts:
     wishes = columns.wishes[rows]
     top_k = (wishes & Wish.TOP_K).any()
     return Cuts(
-        min_p=_column(columns.min_p, rows, device) if (wishes & Wish.MIN_P).any() else None,
-        top_k=_column(columns.top_k, rows, device) if top_k else None,
+        min_p=_column(columns.min_p, rows) if (wishes & Wish.MIN_P).any() else None,
+        top_k=_column(columns.top_k, rows) if top_k else None,
         widest_top_k=int(columns.top_k[rows].max()) if top_k else 0,
-        top_p=_column(columns.top_p, rows, device) if (wishes & Wish.TOP_P).any() else None,
+        top_p=_column(columns.top_p, rows) if (wishes & Wish.TOP_P).any() else None,
     )
 
 
-def _column(values: Numbers, rows: Numbers, device: torch.device) -> Tensor:  # -> [rows, 1]
-    return torch.from_numpy(values[rows]).to(device)[:, None]
+def _column(values: Numbers, rows: Numbers) -> Tensor:  # -> [rows, 1]
+    return torch.from_numpy(values[rows])[:, None]

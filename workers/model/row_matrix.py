@@ -14,8 +14,8 @@ from torch import Tensor
 class RowMatrix:
     """Lines are given out by `take` with whatever they held before. Without rows it holds no memory."""
 
-    def __init__(self, width: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.lines = torch.empty((0, width), dtype=dtype, device=device)  # [lines, width]
+    def __init__(self, width: int, dtype: torch.dtype) -> None:
+        self.lines = torch.empty((0, width), dtype=dtype)  # [lines, width]
         self._taken: dict[int, int] = {}  # row to line
         self._free: list[int] = []
 
@@ -43,7 +43,7 @@ class RowMatrix:
         self.lines = torch.cat([front, self.lines], 1)
 
     def lines_of(self, rows: Sequence[int]) -> Tensor:  # -> [rows] int64
-        return torch.tensor([self._taken[row] for row in rows], device=self.lines.device)
+        return torch.tensor([self._taken[row] for row in rows])
 
     def _grow(self) -> None:
         before = len(self.lines)

@@ -4,8 +4,7 @@
                  -> min-p -> top-k -> top-p -> draw
 
 Called by the CPU's runner; a GPU's kernels mean the same (`cuda/device_sampler.py`). What a row draws depends on its
-logits, its seed and the token's position: never on the rows beside it. All that lasts from step to step lies on the
-logits' device, and a step reads nothing back.
+logits, its seed and the token's position: never on the rows beside it.
 """
 
 from __future__ import annotations
@@ -21,9 +20,10 @@ from protocol.messages import TokenLogprob
 from workers.model.bad_words import BadWords
 from workers.model.logit_edits import LogitEdits
 from workers.model.penalties import Penalties
+from workers.model.places import Numbers
 from workers.model.sampling_batch import SamplingBatch
 from workers.model.sampling_state import SamplingColumns
-from workers.model.token_logprobs import TokenScores
+from workers.model.token_logprobs import score_tokens
 from workers.step_plan import RowStart
 
 _SCORED_BYTES = 8 << 20  # of logits whose log-probabilities exist at a time
@@ -31,26 +31,19 @@ _SCORED_BYTES = 8 << 20  # of logits whose log-probabilities exist at a time
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    token_ids: Tensor  # [samples] int64, on the logits' device
+    token_ids: Tensor  # [samples] int64
     logprobs: Mapping[int, TokenLogprob] = field(default_factory=dict)  # by place, of rows that asked
 
 
 class Sampler:
     """Keeps the sampling state of rows between `start` and `end`. For one thread at a time."""
 
-    def __init__(
-        self,
-        vocab_size: int,
-        eos_token_ids: tuple[int, ...],
-        max_rows: int,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        self._device = torch.device(device)
+    def __init__(self, vocab_size: int, eos_token_ids: tuple[int, ...], max_rows: int) -> None:
         self._vocab_size = vocab_size
         self._columns = SamplingColumns(max_rows)
-        self._edits = LogitEdits(vocab_size, eos_token_ids, self._device)
-        self._bad_words = BadWords(vocab_size, self._device)
-        self._penalties = Penalties(vocab_size, self._device)
+        self._edits = LogitEdits(vocab_size, eos_token_ids)
+        self._bad_words = BadWords(vocab_size)
+        self._penalties = Penalties(vocab_size)
         self._batch: SamplingBatch | None = None  # of the rows that sampled last
         self._batch_rows = b""
 
@@ -72,14 +65,13 @@ class Sampler:
     def sample(
         self,
         logits: Tensor,  # [samples, vocabulary], consumed
-        rows: Tensor,  # [samples] int64, on the host: they tell which passes to run
+        rows: Numbers,  # [samples] int64
         positions: Tensor,  # [samples] int64, of the tokens to draw
     ) -> Drawn:
         batch = self._batch_of(rows)
         if batch.is_argmax:
             return Drawn(argmax(logits))
         logits = logits.float().contiguous()
-        positions = positions.to(logits.device, non_blocking=True)
         raw = None if batch.asked is None else batch.asked.keep(logits)
         for each in batch.passes:
             each.apply(logits, positions)
@@ -98,23 +90,21 @@ class Sampler:
     ) -> tuple[TokenLogprob, ...]:
         """How likely each of the given tokens was, and the most likely ones: for prompts."""
         size = max(_SCORED_BYTES // (4 * self._vocab_size), 1)
-        next_tokens = next_tokens.to(self._device)
         scored: list[TokenLogprob] = []
         for part, tokens in zip(torch.split(logits, size), torch.split(next_tokens, size), strict=True):
-            scored += TokenScores.of(part.float(), tokens, num_best).read([num_best] * len(tokens))
+            scored += score_tokens(part.float(), tokens, [num_best] * len(tokens))
         return tuple(scored)
 
-    def _batch_of(self, rows: Tensor) -> SamplingBatch:
+    def _batch_of(self, rows: Numbers) -> SamplingBatch:
         """Mostly the same rows draw step after step."""
-        column = rows.numpy()
-        key = column.tobytes()
+        key = rows.tobytes()
         if self._batch is None or key != self._batch_rows:
-            listed = column.tolist()
+            listed = rows.tolist()
             passes = (
                 *self._edits.batch(listed),
                 *self._bad_words.batch(listed),
                 *self._penalties.batch(listed),
             )
-            self._batch = SamplingBatch.of(self._columns, column, passes, self._vocab_size, self._device)
+            self._batch = SamplingBatch.of(self._columns, rows, passes, self._vocab_size)
             self._batch_rows = key
         return self._batch

@@ -13,14 +13,13 @@ import torch
 from torch import Tensor
 
 from kernels.argmax import argmax
+from protocol.messages import TokenLogprob
 from workers.model.places import Numbers, Places, at_places, places_of, take
 from workers.model.random_draw import RandomDraw
 from workers.model.sampling_state import SamplingColumns, Wish
-from workers.model.token_logprobs import DrawnLogprobs, TokenScores
+from workers.model.token_logprobs import score_tokens
 
-_CACHED_BYTES = (
-    8 << 20
-)  # of logits that a CPU draws from at a time: measured at 32,000 tokens, 64 rows are best
+_CACHED_BYTES = 8 << 20  # of logits that are drawn from at a time: of 32,000 tokens, 64 rows measured best
 
 
 class LogitPass(Protocol):
@@ -36,7 +35,7 @@ class AskedLogprobs:
     """The rows that want to know how likely their tokens were."""
 
     places: Places
-    indices: tuple[int, ...]  # the same, on the host
+    indices: tuple[int, ...]  # the same
     widths: tuple[int, ...]  # alternatives that each wants
 
     def keep(self, logits: Tensor) -> Tensor:
@@ -48,9 +47,9 @@ class AskedLogprobs:
         self,
         raw: Tensor,  # [asking, vocabulary] fp32, of `keep`
         drawn: Tensor,  # [batch] int64
-    ) -> DrawnLogprobs:
-        scores = TokenScores.of(raw, take(drawn, self.places), max(self.widths))
-        return DrawnLogprobs(self.indices, scores, self.widths)
+    ) -> dict[int, TokenLogprob]:  # by place in the batch
+        scores = score_tokens(raw, take(drawn, self.places), self.widths)
+        return dict(zip(self.indices, scores, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +66,6 @@ class SamplingBatch:
         rows: Numbers,  # [batch] int64
         passes: Iterable[LogitPass],
         vocab_size: int,
-        device: torch.device,
     ) -> SamplingBatch:
         wishes = columns.wishes[rows]
         assert (wishes & Wish.RUNNING).all(), f"rows {rows[wishes == 0].tolist()} have not been started"
@@ -77,12 +75,11 @@ class SamplingBatch:
         random = (wishes & Wish.RANDOM) != 0
         return cls(
             passes=passes,
-            greedy=places_of(~random, device),
+            greedy=places_of(~random),
             random=tuple(
-                RandomDraw.of(columns, rows, indices, device)
-                for indices in _parts(random.nonzero()[0], vocab_size, device)
+                RandomDraw.of(columns, rows, indices) for indices in _parts(random.nonzero()[0], vocab_size)
             ),
-            asked=_asked(columns, rows, device),
+            asked=_asked(columns, rows),
         )
 
     @property
@@ -103,16 +100,15 @@ class SamplingBatch:
         return drawn
 
 
-def _parts(indices: Numbers, vocab_size: int, device: torch.device) -> list[Numbers]:
-    """Rows that are drawn together: on a CPU as many as a cache holds, elsewhere all."""
-    most = len(indices) if device.type != "cpu" else _CACHED_BYTES // (4 * vocab_size)
-    size = max(most, 1)
+def _parts(indices: Numbers, vocab_size: int) -> list[Numbers]:
+    """Rows that are drawn together: as many as a cache holds."""
+    size = max(_CACHED_BYTES // (4 * vocab_size), 1)
     return [indices[begin : begin + size] for begin in range(0, len(indices), size)]
 
 
-def _asked(columns: SamplingColumns, rows: Numbers, device: torch.device) -> AskedLogprobs | None:
+def _asked(columns: SamplingColumns, rows: Numbers) -> AskedLogprobs | None:
     (indices,) = (columns.wishes[rows] & Wish.LOGPROBS).nonzero()
     if not len(indices):
         return None
     widths = columns.num_logprobs[rows[indices]]
-    return AskedLogprobs(at_places(indices, device), tuple(indices.tolist()), tuple(widths.tolist()))
+    return AskedLogprobs(at_places(indices), tuple(indices.tolist()), tuple(widths.tolist()))

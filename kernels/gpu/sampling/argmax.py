@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.gpu.compilation import PINNED_OPTIONS, Compiled
+from kernels.gpu.row_block import assert_packed, assert_rows
 
 SPLIT = 4096  # tokens of a program, always: so that a row is cut alike in every batch
 _WARPS = 8
@@ -94,9 +95,10 @@ def split_pairs(
     """The best of each split of each row."""
     num_rows, vocab_size = logits.shape
     splits = num_splits(vocab_size)
-    assert logits.stride(1) == 1, "a row's logits must follow each other"
-    assert pairs.dtype == torch.int64 and pairs.is_contiguous() and pairs.shape[1] == splits
+    assert pairs.dtype == torch.int64, f"pairs are {pairs.dtype}"
     assert len(pairs) >= num_rows, f"{len(pairs)} rows of scratch for {num_rows} rows of logits"
+    assert_packed("pairs", pairs, len(pairs), splits)
+    assert_rows("logits", logits, vocab_size)
     if num_rows:
         _split_pairs_kernel[(num_rows, splits)](
             logits, pairs, logits.stride(0), vocab_size, first_id, SPLIT, num_warps=_WARPS, **PINNED_OPTIONS
@@ -120,7 +122,8 @@ def best_tokens(
 
 def _reduce(pairs: Tensor, out: Tensor, tokens: bool) -> None:
     num_rows, parts = pairs.shape
-    assert pairs.dtype == torch.int64 and out.shape == (num_rows,) and out.is_contiguous()
+    assert pairs.dtype == torch.int64, f"pairs are {pairs.dtype}"
+    assert_packed("out", out, num_rows)
     if num_rows:
         padded = triton.next_power_of_2(parts)
         _best_pairs_kernel[(num_rows,)](

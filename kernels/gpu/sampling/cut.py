@@ -35,7 +35,7 @@ from kernels.gpu.sampling.rounds import (
     range_after,
     tallied,
 )
-from kernels.gpu.sampling.weights import LEAST_KEY, SamplingRows, keys_of
+from kernels.gpu.sampling.weights import LEAST_KEY, SamplingRows, keys_at
 
 
 @triton.jit
@@ -61,13 +61,11 @@ def _search(
         masses = tl.zeros((8, TILE), tl.int64)
         for begin in range(0, num_source, TILE):
             offs = begin + tl.arange(0, TILE)
-            mask = offs < num_source
             if overflowed:
-                logits = tl.load(logits_ptr + offs, mask, -float("inf")).to(tl.float32)  # (TILE)
-                keys = keys_of(logits, best, temperature, min_p)
+                keys = keys_at(offs, logits_ptr, vocab_size, best, temperature, min_p)  # (TILE)
                 keys = tl.where(keys < end, keys, 0)
             else:
-                keys = tl.load(gathered_ptr + offs, mask, 0)  # (TILE)
+                keys = tl.load(gathered_ptr + offs, offs < num_gathered, 0)  # (TILE)
             counts, masses = tallied(keys, asked, counts, masses)
         count_from = count_above + tl.sum(counts, 1)
         mass_from = mass_above + tl.sum(masses, 1)
@@ -110,9 +108,8 @@ def _least_key_kernel(
         above = (high, count_high, mass_high)
         gathered = (gathered_ptr + row * capacity, num_gathered, num_gathered > capacity)
         logits = (logits_ptr + row * row_stride, vocab_size, best, temperature, min_p)
-        for stage in range(
-            2
-        ):  # for A, and from there for the mass: a loop, so that there is the code of one search
+        # For A, and from there for the mass: a loop, so that there is the code of one search.
+        for stage in range(2):
             by_count = stage == 0
             if tl.where(by_count, top_k > 0, top_p < 1.0):
                 goal = tl.where(by_count, top_k.to(tl.float64), top_p * mass.to(tl.float64))

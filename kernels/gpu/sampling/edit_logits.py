@@ -17,7 +17,7 @@ from torch import Tensor
 from kernels import edited_rows
 from kernels.edited_rows import EditedRows
 from kernels.gpu.compilation import PINNED_OPTIONS, Compiled
-from kernels.gpu.row_block import assert_packed
+from kernels.gpu.row_block import assert_packed, assert_rows
 from kernels.gpu.sampling.rounds import DTYPES
 
 _BLOCK = 2048  # logits of a program: four vectors of 16 bytes for each of 128 threads
@@ -67,7 +67,7 @@ def edit_logits(
     out: Tensor,  # [batch, vocabulary] fp32, written
 ) -> None:
     batch, vocab_size = logits.shape
-    assert logits.stride(1) == 1, "a row's logits must follow each other"
+    assert_rows("logits", logits, vocab_size)
     assert out.dtype == torch.float32
     assert_packed("out", out, batch, vocab_size)
     assert_packed("rows", rows, batch)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kernels import log_probabilities as meaning
 from kernels.gpu.compilation import PINNED_OPTIONS, Compiled
-from kernels.gpu.row_block import assert_packed
+from kernels.gpu.row_block import assert_packed, assert_rows
 from kernels.gpu.sampling.argmax import NO_PAIR, SPLIT, id_of, logit_of, num_splits, pairs_of
 from kernels.gpu.sampling.rounds import DTYPES
 
@@ -130,7 +130,7 @@ def log_probabilities(
 ) -> None:
     num_rows, vocab_size = logits.shape
     splits = num_splits(vocab_size)
-    assert logits.stride(1) == 1, "a row's logits must follow each other"
+    assert_rows("logits", logits, vocab_size)
     assert num_best.dtype == out.dtype == torch.int32
     for name, column in (("tokens", token_ids), ("the numbers of alternatives", num_best)):
         assert_packed(name, column, num_rows)

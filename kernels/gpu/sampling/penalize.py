@@ -79,8 +79,7 @@ def _remember_kernel(
     token = tl.load(token_ids_ptr + place)
     record_ptr = records_ptr + row * RECORD
     is_counted = (tl.load(record_ptr + _WISHES, row >= 0, 0) & _PENALIZED) != 0
-    mark_ptr = marks_ptr + row * vocab_size + token
-    tl.store(mark_ptr, tl.load(mark_ptr, is_counted, 0) + 1, is_counted)
+    tl.atomic_add(marks_ptr + row * vocab_size + token, 1, is_counted, sem="relaxed")
     num_newest = tl.load(record_ptr + _NUM_NEWEST, row >= 0, 0)
     if num_newest > 0:
         newest_ptr = tl.load(addresses_ptr + row).to(tl.pointer_type(tl.int32))

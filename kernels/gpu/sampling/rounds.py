@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kernels.gpu.compilation import PINNED_OPTIONS, Compiled
 from kernels.gpu.sampling.argmax import SPLIT, best_pair, logit_of
-from kernels.gpu.sampling.weights import LEAST_KEY, ONE_KEY, SamplingRows, keys_of, masses_of
+from kernels.gpu.sampling.weights import LEAST_KEY, ONE_KEY, SamplingRows, keys_at, masses_of
 
 ROUNDS = 3  # at most, that read the row: each costs a pass over it, and leaves an eighth of the range
 TALLIES = 16 * ROUNDS + 1  # of a row: eight counts and eight masses a round; how many tokens were gathered
@@ -79,9 +79,8 @@ def range_after(tallies_ptr, top_k, top_p, ROUNDS: tl.constexpr):
             enough = masses.to(tl.float64) >= top_p * total.to(tl.float64)
             num_low = num_reached(tl.where(top_k > 0, counts >= top_k, enough))
             num_high = num_low
-            if (top_k > 0) & (
-                top_p < 1.0
-            ):  # the mass from A on is not known yet, only that it is no less than this
+            if (top_k > 0) & (top_p < 1.0):
+                # The mass from A on is not known yet, only that it is no less than this.
                 mass = pick(masses, num_low, mass_high)
                 num_high = num_reached(masses.to(tl.float64) >= top_p * mass.to(tl.float64))
             count_high = pick(counts, num_high, count_high)
@@ -124,10 +123,7 @@ def _tally_kernel(
             end = tl.minimum((split + 1) * SPLIT, vocab_size)
             for begin in tl.range(split * SPLIT, end, TILE, num_stages=6):
                 ids = begin + tl.arange(0, TILE)
-                logits = tl.load(
-                    logits_ptr + row * row_stride + ids, ids < vocab_size, -float("inf")
-                )  # (TILE)
-                keys = keys_of(logits.to(tl.float32), best, temperature, min_p)
+                keys = keys_at(ids, logits_ptr + row * row_stride, vocab_size, best, temperature, min_p)
                 counts, masses = tallied(keys, asked, counts, masses)
             round_ptrs = tallies_ptr + 16 * DONE + tl.arange(0, 8)
             tl.atomic_add(round_ptrs, tl.sum(counts, 1).to(tl.int64), sem="relaxed")
@@ -160,8 +156,7 @@ def _gather_kernel(
         tallies_ptr += row * STRIDE
         low, high, _, _, _, _ = range_after(tallies_ptr, top_k, top_p, ROUNDS)
         ids = split * SPLIT + tl.arange(0, SPLIT)
-        logits = tl.load(logits_ptr + row * row_stride + ids, ids < vocab_size, -float("inf"))  # (SPLIT)
-        keys = keys_of(logits.to(tl.float32), best, temperature, min_p)
+        keys = keys_at(ids, logits_ptr + row * row_stride, vocab_size, best, temperature, min_p)
         inside = (keys >= low) & (keys < high)
         places = tl.cumsum(inside.to(tl.int32), 0)
         num_inside = tl.max(places, 0)

@@ -22,12 +22,13 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.gpu.compilation import PINNED_OPTIONS, Compiled
+from kernels.gpu.row_block import assert_packed
 from kernels.gpu.sampling.argmax import SPLIT, best_pair, id_of, logit_of, num_splits, split_pairs
 from kernels.gpu.sampling.cut import least_keys
 from kernels.gpu.sampling.rounds import DTYPES, TALLIES
-from kernels.gpu.sampling.weights import MAX_VOCABULARY, SamplingRows, keys_of, masses_of
+from kernels.gpu.sampling.weights import MAX_VOCABULARY, SamplingRows, keys_at, masses_of
 
-_CAPACITY = 1 << 14  # tokens a row that a cut's search may gather
+_CAPACITY = 1 << 14  # tokens of a row that a cut's search gathers; of more it reads the row again
 _WARPS = 8
 
 
@@ -48,9 +49,7 @@ def _share(total, seed, position):  # int64 all: floor(u · total)
 
 @triton.jit
 def _kept_masses(logits_ptr, begin, vocab_size, best, temperature, min_p, least_key, SPLIT: tl.constexpr):
-    ids = begin + tl.arange(0, SPLIT)
-    logits = tl.load(logits_ptr + ids, ids < vocab_size, -float("inf"))  # (SPLIT)
-    keys = keys_of(logits.to(tl.float32), best, temperature, min_p)
+    keys = keys_at(begin + tl.arange(0, SPLIT), logits_ptr, vocab_size, best, temperature, min_p)  # (SPLIT)
     return masses_of(tl.where(keys >= least_key, keys, 0))
 
 
@@ -74,15 +73,9 @@ def _split_masses_kernel(
         best = logit_of(best_pair(pairs_ptr + row * num_splits, num_splits, 1, SPLITS))
         min_p, least_key = tl.load(min_p_ptr + row), tl.load(least_keys_ptr + row)
         masses = _kept_masses(
-            logits_ptr + row * row_stride,
-            split * SPLIT,
-            vocab_size,
-            best,
-            temperature,
-            min_p,
-            least_key,
-            SPLIT,
-        )
+            logits_ptr + row * row_stride, split * SPLIT, vocab_size,
+            best, temperature, min_p, least_key, SPLIT,
+        )  # fmt: skip
         tl.store(masses_ptr + row * num_splits + split, tl.sum(masses, 0))
 
 
@@ -136,10 +129,7 @@ class SamplingScratch:
     least_keys: Tensor  # [rows] int32
 
     @classmethod
-    def of(
-        cls, max_rows: int, vocab_size: int, device: torch.device | str, capacity: int = _CAPACITY
-    ) -> SamplingScratch:
-        """`capacity`: how many tokens of a row a cut's search gathers; with more in question it reads the row again."""
+    def of(cls, max_rows: int, vocab_size: int, device: torch.device | str) -> SamplingScratch:
         assert vocab_size <= MAX_VOCABULARY, f"at most {MAX_VOCABULARY} tokens can be drawn from"
 
         def empty(width: int, dtype: torch.dtype) -> Tensor:
@@ -150,7 +140,7 @@ class SamplingScratch:
             pairs=empty(splits, torch.int64),
             masses=empty(splits, torch.int64),
             tallies=empty(TALLIES, torch.int64),
-            gathered=empty(min(capacity, vocab_size), torch.int32),
+            gathered=empty(min(_CAPACITY, vocab_size), torch.int32),
             least_keys=empty(1, torch.int32).view(-1),
         )
 
@@ -163,7 +153,7 @@ def sample(
 ) -> None:
     num_rows, vocab_size = logits.shape
     rows.check(num_rows)
-    assert out.shape == (num_rows,) and out.is_contiguous()
+    assert_packed("out", out, num_rows)
     if not num_rows:
         return
     pairs = split_pairs(logits, scratch.pairs)

@@ -15,19 +15,15 @@ from kernels.gpu.sampling.log_probabilities import ScoringScratch, log_probabili
 from kernels.gpu.sampling.penalize import penalize, remember_drawn
 from kernels.gpu.sampling.sample import SamplingScratch, sample
 from kernels.gpu.sampling.weights import SamplingRows
-
-_SCORED_ROWS = 256  # at a time, of prompts
+from kernels.log_probabilities import MAX_SCORED_TOKENS
 
 
 class TokenDraw:
     """For one stream: its scratch is written by every call."""
 
-    def __init__(
-        self, max_rows: int, vocab_size: int, device: torch.device, scored_rows: int = _SCORED_ROWS
-    ) -> None:
+    def __init__(self, max_rows: int, vocab_size: int, device: torch.device) -> None:
         self._scratch = SamplingScratch.of(max_rows, vocab_size, device)
-        self._scored_rows = max(scored_rows, max_rows)
-        self._scoring = ScoringScratch.of(self._scored_rows, vocab_size, device)
+        self._scoring = ScoringScratch.of(max(max_rows, MAX_SCORED_TOKENS), vocab_size, device)
 
     def most_likely(self, logits: Tensor, out: Tensor) -> None:  # [rows, vocabulary]; [rows] int64, written
         best_tokens(split_pairs(logits, self._scratch.pairs), out)
@@ -70,6 +66,5 @@ class TokenDraw:
         num_best: Tensor,  # [tokens] int32, -1: not this one
         out: Tensor,  # [tokens, NUM_SCORES] int32, written
     ) -> None:
-        parts = (torch.split(each, self._scored_rows) for each in (logits, token_ids, num_best, out))
-        for logits_part, ids, wanted, scores in zip(*parts, strict=True):
-            log_probabilities(logits_part, ids, wanted, self._scoring, scores)
+        """At most MAX_SCORED_TOKENS, or as many as rows are drawn for."""
+        log_probabilities(logits, token_ids, num_best, self._scoring, out)

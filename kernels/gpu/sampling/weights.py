@@ -67,7 +67,9 @@ _DTYPES = {
 
 
 @triton.jit
-def keys_of(logits, best, temperature, min_p):  # fp32 all, -> int32; 0 for a token that cannot be drawn
+def keys_at(ids, logits_ptr, vocab_size, best, temperature, min_p):  # (IDS) -> (IDS) int32
+    """Of tokens of one row; 0 for one that cannot be drawn, and past the last."""
+    logits = tl.load(logits_ptr + ids, ids < vocab_size, -float("inf")).to(tl.float32)
     depth = (logits - best) / temperature
     weights = tl.exp(depth)
     # NaN, in a row whose maximum is not finite, is not <= 0.

@@ -16,13 +16,6 @@ from router.requests.generation import PROOF_TOKENS
 Make = Callable[..., Awaitable[Any]]
 
 
-async def tokens_of(generation: Any, num_sequences: int = 1) -> list[list[int]]:
-    tokens: list[list[int]] = [[] for _ in range(num_sequences)]
-    async for output in generation:
-        tokens[output.index].extend(output.token_ids)
-    return tokens
-
-
 @pytest.fixture
 def begun(make_replica: Make, make_router: Make, make_request: Any, eventually: Make) -> Any:
     """A request at the only replica, after one step there."""
@@ -53,7 +46,7 @@ def lose(eventually: Make) -> Make:
 
 
 async def test_what_was_not_read_before_the_move_comes_first(
-    begun: Any, lose: Make, make_replica: Make
+    begun: Any, lose: Make, make_replica: Make, tokens_of: Make
 ) -> None:
     async with begun(num_steps=2, n=2) as (router, replica, generation):
         await lose(router, replica)
@@ -93,7 +86,7 @@ async def test_one_that_leaves_while_it_waits_is_sent_nowhere(
 
 
 async def test_a_sequence_that_its_reader_stops_meanwhile_does_not_run_again(
-    begun: Any, lose: Make, make_replica: Make
+    begun: Any, lose: Make, make_replica: Make, tokens_of: Make
 ) -> None:
     other = await make_replica("b")
     async with begun(n=2) as (router, replica, generation):
@@ -104,7 +97,9 @@ async def test_a_sequence_that_its_reader_stops_meanwhile_does_not_run_again(
     assert other.submits[0].finished == (1,) and other.stops == []
 
 
-async def test_one_whose_reader_stops_all_of_it_meanwhile_is_finished(begun: Any, lose: Make) -> None:
+async def test_one_whose_reader_stops_all_of_it_meanwhile_is_finished(
+    begun: Any, lose: Make, tokens_of: Make
+) -> None:
     async with begun() as (router, replica, generation):
         await lose(router, replica)
         generation.stop(0)
@@ -125,7 +120,9 @@ async def test_a_stop_that_its_new_place_cannot_heed_yet_ends_all_of_it_there(
     assert router.counters.finished == 1
 
 
-async def test_a_deadline_goes_on_during_a_move(begun: Any, make_replica: Make, eventually: Make) -> None:
+async def test_a_deadline_goes_on_during_a_move(
+    begun: Any, make_replica: Make, eventually: Make, tokens_of: Make
+) -> None:
     other = await make_replica("b")
     async with begun(deadline_s=1000.0) as (router, replica, generation):
         await router.set_replicas([replica.info(), other.info()])
@@ -183,7 +180,7 @@ async def test_being_refused_by_replicas_that_drain_is_no_move(
 
 
 async def test_after_a_network_blip_what_the_old_connection_ran_reaches_nobody(
-    begun: Any, eventually: Make
+    begun: Any, eventually: Make, tokens_of: Make
 ) -> None:
     async with begun(max_tokens=4) as (_, replica, generation):
         ghost = replica.running[generation.request.request_id]
@@ -198,16 +195,12 @@ async def test_after_a_network_blip_what_the_old_connection_ran_reaches_nobody(
 
 
 async def test_many_that_wait_all_go_on(
-    make_replica: Make, make_router: Make, make_request: Any, eventually: Make
+    make_replica: Make, make_router: Make, make_request: Any, eventually: Make, answer: Make
 ) -> None:
     dying = await make_replica("a", automatic=False)
     router = await make_router([dying])
 
-    async def answer(request: Any) -> list[list[int]]:
-        async with router.open(request) as generation:
-            return await tokens_of(generation, 2)
-
-    asked = asyncio.gather(*(answer(make_request(range(n, n + 9), n=2)) for n in range(30)))
+    asked = asyncio.gather(*(answer(router, make_request(range(n, n + 9), n=2)) for n in range(30)))
     await eventually(lambda: len(dying.running) == 30)
     dying.step()
     await dying.die()

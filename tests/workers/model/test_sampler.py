@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -36,8 +37,8 @@ MIXED = (
 
 def sampler_of(params: Sequence[SamplingParams], seeds: Sequence[int], **given: object) -> Sampler:
     """A row for each, in this order."""
-    options = {"vocab_size": VOCABULARY, "generated": (), "device": "cpu", **given}
-    sampler = Sampler(options["vocab_size"], (EOS,), len(params), options["device"])
+    options = {"vocab_size": VOCABULARY, "generated": (), **given}
+    sampler = Sampler(options["vocab_size"], (EOS,), len(params))
     for row, (each, seed) in enumerate(zip(params, seeds, strict=True)):
         sampler.start(RowStart(row, pack_tokens(PROMPT), pack_tokens(options["generated"]), each, seed))
     return sampler
@@ -53,7 +54,7 @@ def sample(
     """One step of as many rows as there are seeds, all with these logits."""
     each = [params] * len(seeds) if isinstance(params, SamplingParams) else params
     sampler = sampler_of(each, seeds, vocab_size=len(logits), generated=generated)
-    rows = torch.arange(len(seeds))
+    rows = np.arange(len(seeds))
     return sampler.sample(logits.expand(len(seeds), -1).clone(), rows, torch.full((len(seeds),), position))
 
 
@@ -69,8 +70,7 @@ class Operators(TorchDispatchMode):
         self.names: list[str] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        if func is not torch.ops.aten.detach.default:  # the host looks at its own list of rows
-            self.names.append(str(func))
+        self.names.append(str(func))
         return func(*args, **(kwargs or {}))
 
 
@@ -82,24 +82,13 @@ def test_a_greedy_batch_is_an_argmax_and_nothing_else() -> None:
     """Whatever the rows' cuts say: they cannot change the most likely token."""
     params = [SamplingParams(temperature=0.0), SamplingParams(temperature=0.0, top_p=0.1, top_k=3, min_p=0.5)]
     sampler = sampler_of(params, seeds=(0, 1))
-    logits, rows, positions = LOGITS.expand(2, -1).clone(), torch.arange(2), torch.tensor([3, 3])
+    logits, rows, positions = LOGITS.expand(2, -1).clone(), np.arange(2), torch.tensor([3, 3])
     sampler.sample(logits, rows, positions)
     with Operators() as ran:
         sampler.sample(logits, rows, positions)
     with Operators() as wanted:
         argmax(logits)
     assert ran.names == wanted.names
-
-
-@pytest.mark.parametrize("case", MIXED, ids=range(len(MIXED)))
-def test_nothing_is_read_back_from_the_device(case: SamplingParams) -> None:
-    """A device whose numbers nobody can read: the step can be launched before the last one's tokens are known."""
-    sampler = sampler_of((case, SamplingParams()), seeds=(0, 1), device="meta", generated=(5, 6))
-    for step in range(2):
-        logits = torch.empty(2, VOCABULARY, device="meta")
-        drawn = sampler.sample(logits, torch.arange(2), torch.full((2,), 5 + step))
-        assert drawn.token_ids.device.type == "meta"
-        assert drawn.token_ids.shape == (2,)
 
 
 @pytest.mark.parametrize("flatness", (1.0, 0.05), ids=("peaked", "flat"))
@@ -120,7 +109,7 @@ def drawn_of(rows: Sequence[int], logits: Tensor) -> list[int]:
     """One step of some of many rows that have just started."""
     sampler = sampler_of(MIXED * 3, seeds=range(3 * len(MIXED)), vocab_size=len(logits))
     several = logits.expand(len(rows), -1).clone()
-    return sampler.sample(several, torch.tensor(rows), torch.full((len(rows),), 9)).token_ids.tolist()
+    return sampler.sample(several, np.array(rows), torch.full((len(rows),), 9)).token_ids.tolist()
 
 
 def test_rows_drawn_in_several_parts_draw_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,5 +231,5 @@ def test_a_row_of_nonsense_still_gets_a_token(value: float, temperature: float) 
 
 
 def test_nothing_is_drawn_for_no_rows() -> None:
-    none = torch.empty(0, dtype=torch.int64)
-    assert sampler_of((), ()).sample(torch.empty(0, VOCABULARY), none, none).token_ids.tolist() == []
+    drawn = sampler_of((), ()).sample(torch.empty(0, VOCABULARY), np.arange(0), torch.arange(0))
+    assert drawn.token_ids.tolist() == []

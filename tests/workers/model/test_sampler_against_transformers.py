@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -36,8 +37,8 @@ def our_greedy(logits: Tensor, sampling: SamplingParams) -> list[int]:
     sampler = Sampler(VOCABULARY, (2,), len(logits))
     for row in range(len(logits)):
         sampler.start(RowStart(row, pack_tokens(PROMPT), pack_tokens(GENERATED), sampling, 0))
-    rows = torch.arange(len(logits))
-    positions = torch.full_like(rows, len(PROMPT) + len(GENERATED))
+    rows = np.arange(len(logits))
+    positions = torch.full((len(logits),), len(PROMPT) + len(GENERATED))
     return sampler.sample(logits.clone(), rows, positions).token_ids.tolist()
 
 

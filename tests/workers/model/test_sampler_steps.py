@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import pytest
 import torch
 
@@ -32,7 +33,7 @@ def start(
 def step(sampler: Sampler, rows: Sequence[int], num_generated: int) -> list[int]:
     logits = LOGITS.expand(len(rows), -1).clone()
     positions = torch.full((len(rows),), len(PROMPT) + num_generated)
-    return sampler.sample(logits, torch.tensor(rows), positions).token_ids.tolist()
+    return sampler.sample(logits, np.array(rows), positions).token_ids.tolist()
 
 
 def run(sampling: SamplingParams, num_steps: int, generated: Sequence[int] = (), seed: int = 0) -> list[int]:
@@ -96,7 +97,7 @@ def test_rows_draw_in_a_changing_batch_what_they_draw_alone() -> None:
     for rows in ([0, 1, 2, 3], [3, 1], [1, 3], [2], [0, 2], [0, 1, 2, 3], [0, 1, 2, 3]):
         logits = LOGITS.expand(len(rows), -1).clone()
         positions = torch.tensor([len(PROMPT) + len(drawn[row]) for row in rows])
-        tokens = sampler.sample(logits, torch.tensor(rows), positions).token_ids
+        tokens = sampler.sample(logits, np.array(rows), positions).token_ids
         for row, token in zip(rows, tokens.tolist(), strict=True):
             drawn[row].append(token)
     for row, sampling in params.items():
@@ -119,7 +120,7 @@ def test_a_row_given_back_leaves_nothing_to_the_next() -> None:
     step(sampler, [0], 0)
     sampler.end(0)
     start(sampler, 0, GREEDY)
-    drawn = sampler.sample(LOGITS[None].clone(), torch.tensor([0]), torch.tensor([3]))
+    drawn = sampler.sample(LOGITS[None].clone(), np.array([0]), torch.tensor([3]))
     assert (drawn.token_ids.tolist(), dict(drawn.logprobs)) == ([7], {})
 
 
@@ -177,7 +178,7 @@ def test_rows_with_longer_bad_words_join_rows_with_shorter_ones() -> None:
 
 
 def test_wide_state_grows_with_the_rows_that_ask_and_goes_with_the_last() -> None:
-    matrix = RowMatrix(5, torch.float32, torch.device("cpu"))
+    matrix = RowMatrix(5, torch.float32)
     for row in (3, 9, 4):
         matrix.take(row).fill_(row)
     assert matrix.lines[matrix.lines_of([9, 3, 4])][:, 0].tolist() == [9, 3, 4]

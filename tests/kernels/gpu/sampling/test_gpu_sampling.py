@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import cycle, product
 
 import pytest
@@ -41,7 +42,8 @@ def every_combination(size: int) -> list[dict[str, float]]:
 def sampled(
     logits: Tensor, rows: SamplingRows, capacity: int = 1 << 14
 ) -> tuple[Tensor, SamplingScratch]:  # of scratch and outputs that held something else before
-    scratch = SamplingScratch.of(*logits.shape, logits.device, capacity)
+    scratch = SamplingScratch.of(*logits.shape, logits.device)
+    scratch = replace(scratch, gathered=scratch.gathered[:, :capacity].contiguous())
     for each in (scratch.pairs, scratch.masses, scratch.tallies, scratch.gathered, scratch.least_keys):
         each.fill_(-77)
     out = torch.full((len(logits),), -9, device=logits.device)
