@@ -48,8 +48,10 @@ class LocalRanks:
         self.engine: Engine = build_engine(config, runner, secrets.hash_secret)
 
     def close(self) -> None:
-        self.engine.close()
-        self._end_followers()
+        try:
+            self.engine.close()
+        finally:
+            self._end_followers()
 
     def _start_followers(
         self, config: EngineConfig, secrets: DeploymentSecrets, rendezvous: Rendezvous

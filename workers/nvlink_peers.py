@@ -65,7 +65,7 @@ class NvlinkPeers:
     def interrupt(self, regions: PeerRegions) -> None:
         """Beside the stream on which a sum may be waiting."""
         aside = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
-        with torch.cuda.stream(aside):
+        with torch.cuda.device(self.device), torch.cuda.stream(aside):
             regions.state[2] = 1
 
     def wait(self) -> None:

@@ -113,7 +113,8 @@ class PeerSums:
 
     def interrupt(self) -> None:
         """Ends what waits for a rank that is gone. No sum is one from here on."""
-        self._peers.interrupt(self._regions)
+        with suppress(RuntimeError):  # on a device in error nothing waits
+            self._peers.interrupt(self._regions)
 
     def close(self) -> None:
         """Until nothing of it runs any more; from then on its memory, and the others', may go."""

@@ -10,6 +10,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import closing
 
 from protocol.block_hash import ALGORITHM, BlockHasher
 from protocol.errors import TrunklineError
@@ -42,6 +43,7 @@ class Worker:
         self._listener: PlanListener | None = None
         self._server: ServerThread | None = None
         self._follower: PlanFollower | None = None
+        self._following: Runner | None = None  # kept: torch may end the process along with one in error
         self._death: Future[str | None] = Future()  # the traceback; None when it was stopped
 
     def rendezvous(self) -> Rendezvous:
@@ -111,7 +113,7 @@ class Worker:
             config.rank,
             config.start_timeout_s,
         )
-        self._follower = follower
+        self._follower, self._following = follower, runner
         threading.Thread(
             target=self._until_the_end, args=(follower, runner), name="plan-follower", daemon=True
         ).start()
@@ -119,10 +121,10 @@ class Worker:
     def _until_the_end(self, follower: PlanFollower, runner: Runner) -> None:
         trace = None
         try:
-            follower.follow(runner)
+            with closing(runner):  # before the end is told: the process may leave as soon as it is
+                follower.follow(runner)
         except BaseException:
             trace = traceback.format_exc()
-        runner.close()  # before the end is told: the process may leave as soon as it is
         self._end(trace)
 
     def _lead(self, runner: Runner, source: ModelSource) -> WorkerAddress:

@@ -30,13 +30,18 @@ def check_all(machine: Machine) -> None:
 
 
 def _check_kernels(machine: Machine) -> None:
+    for dtype, block_size in ((torch.bfloat16, 64), (torch.bfloat16, 16), (torch.float32, 64)):
+        name = f"attention, {dtype}, blocks of {block_size}: as it is meant"
+        machine.report.check(name, partial(_check_attention, machine, dtype, block_size))
+
+
+def _check_attention(machine: Machine, dtype: torch.dtype, block_size: int) -> None:
     from gpu_parts.kernel_times import KernelBench, KernelScope  # with the kernels it brings triton
 
     from workers.model.cuda.cuda_device import CudaDevice
 
-    for dtype, block_size in ((torch.bfloat16, 64), (torch.bfloat16, 16), (torch.float32, 64)):
-        scope = KernelScope(dtype=dtype, block_size=block_size)
-        KernelBench(CudaDevice(machine.device), machine.ceilings, scope, machine.report).check()
+    scope = KernelScope(dtype=dtype, block_size=block_size)
+    KernelBench(CudaDevice(machine.device), machine.ceilings, scope, machine.report).check_attention()
 
 
 def _check_tokens(device: str, options: dict[str, Any]) -> None:

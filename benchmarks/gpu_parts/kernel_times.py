@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,7 +19,9 @@ from kernels.gpu.add_rms_norm import add_rms_norm
 from kernels.gpu.kernel_table import GpuKernels, GpuSizes, gpu_kv_shape, select_gpu_kernels
 from kernels.gpu.sampling.weights import SamplingRows
 from kernels.naive_attention import attend_naively
-from workers.model.cuda.device import Device
+from workers.model.cuda.device import Device, Replay
+
+Call = Callable[[int], object]  # of the call's number within a graph
 
 _CALLS = 8  # in a graph
 _REPLAYS = 5
@@ -67,10 +70,18 @@ class KernelBench:
         self._variant = AttentionVariant(scope.head_dim**-0.5)
         self._kernels: GpuKernels = select_gpu_kernels(sizes, [self._variant])
 
-    def check(self) -> None:
-        name = f"attention, {self._scope.dtype}, blocks of {self._scope.block_size}: as it is meant"
+    def check_attention(self) -> None:
+        """A row that decodes, a chunk, and a chunk behind others, the longer ones over several splits. Where nothing is
+        written the output is NaN."""
+        rows = [QueryRow(0, 1500, 1), QueryRow(1, 0, 17), QueryRow(2, 2100, 33)]
         with self._device.active(), torch.inference_mode():
-            self._report.check(name, self._check_attention)
+            q, kv, tables = self._inputs(sum(row.num_queries for row in rows), 3, 2176)
+            out = torch.full((len(q), q[0].numel()), torch.nan, dtype=q.dtype, device=q.device)
+            attention = self._kernels.decoder.attentions[0]
+            attention.run(q, kv, replace(attention.plan(rows, tables), out=out))
+            self._device.mark().wait()
+        meant = attend_naively(self._variant, q.cpu(), kv.cpu().transpose(1, 2), rows, tables.cpu().long())
+        torch.testing.assert_close(out.float().cpu(), meant, rtol=_TOLERANCE, atol=_TOLERANCE)
 
     def run(self) -> None:
         with self._device.active(), torch.inference_mode():
@@ -82,34 +93,25 @@ class KernelBench:
             for name, outputs, features in self._scope.linears:
                 self._linear(name, outputs, features)
 
-    def _check_attention(self) -> None:
-        """A row that decodes, a chunk, and a chunk behind others, the longer ones over several splits. Where nothing is
-        written the output is NaN."""
-        rows = [QueryRow(0, 1500, 1), QueryRow(1, 0, 17), QueryRow(2, 2100, 33)]
-        q, kv, tables = self._inputs(sum(row.num_queries for row in rows), 3, 2176)
-        out = torch.full((len(q), q[0].numel()), torch.nan, dtype=q.dtype, device=q.device)
-        attention = self._kernels.decoder.attentions[0]
-        attention.run(q, kv, replace(attention.plan(rows, tables), out=out))
-        meant = attend_naively(self._variant, q.cpu(), kv.cpu().transpose(1, 2), rows, tables.cpu().long())
-        torch.testing.assert_close(out.float().cpu(), meant, rtol=_TOLERANCE, atol=_TOLERANCE)
-
     def _decode(self, rows: int, keys: int) -> None:
         scope, queries = self._scope, [QueryRow(row, keys - 1, 1) for row in range(rows)]
         floor_s = 2 * rows * keys * scope.kv_heads * scope.head_dim * 2 / self._ceilings.read_bytes_per_s
         target = 0.65 if rows == 1 else 0.85
-        self._time(f"attention, decode {rows} x {keys}", self._attention(queries, keys), floor_s, target)
+        make = partial(self._attention, queries, keys)
+        self._time(f"attention, decode {rows} x {keys}", make, floor_s, target)
 
     def _prefill(self, tokens: int) -> None:
         products = 4 * self._scope.heads * self._scope.head_dim * tokens * (tokens + 1) // 2
-        name, call = f"attention, prefill {tokens}", self._attention([QueryRow(0, 0, tokens)], tokens)
-        seconds = self._time(name, call, products / self._ceilings.flops, None)
+        name = f"attention, prefill {tokens}"
+        make = partial(self._attention, [QueryRow(0, 0, tokens)], tokens)
+        seconds = self._time(name, make, products / self._ceilings.flops, None)
         if seconds is not None:
             flops = products / seconds / 1e12
             self._report.add(
                 Row(f"{name}, products", "TFLOP/s", flops, floor=self._ceilings.flops / 1e12, least=400)
             )
 
-    def _attention(self, rows: list[QueryRow], keys: int) -> Callable[[int], object]:
+    def _attention(self, rows: list[QueryRow], keys: int) -> Call:
         q, kv, tables = self._inputs(sum(row.num_queries for row in rows), len(rows), keys)
         attention = self._kernels.decoder.attentions[0]
         plan = attention.plan(rows, tables)
@@ -121,52 +123,62 @@ class KernelBench:
         num_blocks = -(-keys // scope.block_size)
         shape = gpu_kv_shape(rows * num_blocks + 1, scope.block_size, scope.kv_heads, scope.head_dim)
         order = torch.randperm(rows * num_blocks, device=device).to(torch.int32) + 1
-        q = torch.randn(tokens, scope.heads, scope.head_dim, device=device).to(scope.dtype)
-        return q, torch.randn(shape, dtype=self._scope.dtype, device=device), order.view(rows, num_blocks)
+        q, kv = self._random(tokens, scope.heads, scope.head_dim), self._random(*shape)
+        return q, kv, order.view(rows, num_blocks)
 
     def _norm(self) -> None:
         tokens, hidden = self._scope.prefill, self._scope.hidden
-        x, residual = (
-            torch.randn(tokens, hidden, device=self._device.torch_device).to(self._scope.dtype)
-            for _ in range(2)
-        )
-        weight = torch.ones_like(x[0])
+
+        def make() -> Call:
+            x, residual = (self._random(tokens, hidden) for _ in range(2))
+            weight = torch.ones_like(x[0])
+            return lambda _: add_rms_norm(x, residual, weight, 1e-5)
+
         floor_s = 4 * tokens * hidden * 2 / self._ceilings.copied_bytes_per_s
-        self._time(f"add_rms_norm {tokens}", lambda _: add_rms_norm(x, residual, weight, 1e-5), floor_s, 0.85)
+        self._time(f"add_rms_norm {tokens}", make, floor_s, 0.85)
 
     def _draw(self) -> None:
-        rows, device = self._scope.draws, self._device.torch_device
-        logits = torch.randn(rows, self._scope.vocabulary, device=device) * 2.0
-        wishes = SamplingRows.empty(rows, device)
-        wishes.temperature.fill_(0.8)
-        wishes.top_p.fill_(0.95)
-        wishes.seed.copy_(torch.from_numpy(np.arange(rows)))
-        out = torch.empty(rows, dtype=torch.int64, device=device)
-        floor_s = 6 * logits.numel() * 4 / self._ceilings.read_bytes_per_s
-        self._time(
-            f"draw {rows}, top-p", lambda _: self._kernels.draw.draw(logits, wishes, out), floor_s, 1.0
-        )
+        rows, vocabulary, device = self._scope.draws, self._scope.vocabulary, self._device.torch_device
+
+        def make() -> Call:
+            logits = torch.randn(rows, vocabulary, device=device) * 2.0
+            wishes = SamplingRows.empty(rows, device)
+            wishes.temperature.fill_(0.8)
+            wishes.top_p.fill_(0.95)
+            wishes.seed.copy_(torch.from_numpy(np.arange(rows)))
+            out = torch.empty(rows, dtype=torch.int64, device=device)
+            return lambda _: self._kernels.draw.draw(logits, wishes, out)
+
+        floor_s = 6 * rows * vocabulary * 4 / self._ceilings.read_bytes_per_s
+        self._time(f"draw {rows}, top-p", make, floor_s, 1.0)
 
     def _linear(self, name: str, outputs: int, features: int) -> None:
         num_bytes = 2 * outputs * features
-        weights = [
-            torch.randn(outputs, features, dtype=self._scope.dtype, device=self._device.torch_device)
-            for _ in range(max(1, min(_CALLS, -(-_ROTATED_BYTES // num_bytes))))
-        ]
-        x = torch.randn(1, features, dtype=self._scope.dtype, device=self._device.torch_device)
-        floor_s = num_bytes / self._ceilings.read_bytes_per_s
-        self._time(f"one row, {name}", lambda call: F.linear(x, weights[call % len(weights)]), floor_s, 0.7)
+        num_weights = max(1, min(_CALLS, -(-_ROTATED_BYTES // num_bytes)))
+
+        def make() -> Call:
+            weights = [self._random(outputs, features) for _ in range(num_weights)]
+            x = self._random(1, features)
+            return lambda call: F.linear(x, weights[call % num_weights])
+
+        self._time(f"one row, {name}", make, num_bytes / self._ceilings.read_bytes_per_s, 0.7)
+
+    def _random(self, *shape: int) -> Tensor:
+        return torch.randn(shape, dtype=self._scope.dtype, device=self._device.torch_device)
 
     def _time(
-        self, name: str, call: Callable[[int], object], floor_s: float, target: float | None
+        self, name: str, make: Callable[[], Call], floor_s: float, target: float | None
     ) -> float | None:
-        def calls() -> None:
-            for number in range(_CALLS):
-                call(number)
+        """What fails in making the call is this row's failure alone."""
 
-        replay = self._report.attempt(name, lambda: self._device.capture(calls))
-        if replay is None:
+        def prepare() -> tuple[Call, Replay]:
+            call = make()
+            return call, self._device.capture(lambda: _repeat(call))
+
+        prepared = self._report.attempt(name, prepare)
+        if prepared is None:
             return None
+        _call, replay = prepared  # whose tensors the graph reads
 
         def seconds() -> float:
             self._device.mark().wait()
@@ -177,3 +189,8 @@ class KernelBench:
             return (time.perf_counter() - begun_s) / (_REPLAYS * _CALLS)
 
         return self._report.time(name, seconds, floor_s, target)
+
+
+def _repeat(call: Call) -> None:
+    for number in range(_CALLS):
+        call(number)

@@ -15,9 +15,9 @@ _TIMEOUT_S = 240
 def transformers_rate(directory: str, requests: int, prompt: int, output: int, seed: int) -> float:
     """Raises where transformers is not there, fails, or takes too long."""
     numbers = map(str, (requests, prompt, output, seed))
-    done = subprocess.run(
-        [sys.executable, __file__, directory, *numbers], capture_output=True, text=True, timeout=_TIMEOUT_S
-    )
+    # Without this folder on its path, where `requests` is ours and not the library.
+    command = [sys.executable, "-P", __file__, directory, *numbers]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S)
     if done.returncode:
         raise RuntimeError(done.stderr.strip().splitlines()[-1] if done.stderr else "it said nothing")
     return float(done.stdout.split()[-1])

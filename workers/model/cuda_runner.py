@@ -25,7 +25,8 @@ from workers.model.cuda.graph_sizes import graph_keys
 from workers.model.cuda.loading import SelectKernels, allocate_pool, load_model
 from workers.model.cuda.memory_budget import MemoryBudget
 from workers.model.cuda.step_executor import DeviceStep, StepExecutor
-from workers.model.devices import choose_gpu_dtype
+from workers.model.devices import choose_gpu_dtype, require_paired_dims
+from workers.model.fused_tensors import Progress
 from workers.model.model_description import (
     ModelDescription,
     blocks_for,
@@ -36,7 +37,6 @@ from workers.model.model_description import (
 from workers.model.row_states import RowStates
 from workers.model.runner_config import RunnerConfig
 from workers.model.step_batch import BlockTables
-from workers.model.weights import Progress
 from workers.runner import RunnerFacts
 from workers.step_plan import Chunk, RowStart, SampledTokens, StepPlan
 from workers.tensor_parallel import TensorParallelGroup
@@ -66,6 +66,7 @@ class CudaRunner:
             before = device.memory()
             fp8_dtype = fp8_dtype_of(device.torch_device)
             model = describe_model(config, group, choose_gpu_dtype, fp8_dtype)
+            require_paired_dims(model.spec)
             self._executor = self._load(config, model, select_kernels, on_progress)
             keys = () if config.enforce_eager else graph_keys(model.length)
             budget = self._measure(config, model, before, keys)
@@ -85,7 +86,15 @@ class CudaRunner:
             return self._executor.run(plan, self._pool)
 
     def close(self) -> None:
-        """Ends a step that waits for another rank, too: it is waited for last, and NCCL goes only behind its graphs."""
+        """Ends a step that waits for another rank, too: it is waited for last, and NCCL goes only behind its graphs.
+
+        What lies on a GPU in error stays for as long as the runner does: torch ends a process that gives it back.
+        """
+        try:
+            self._device.mark()
+        except RuntimeError:
+            log.exception("this process keeps what it has of a GPU that is in error")
+            return
         self._device.drop_graphs()
         self._group.close()
         self._device.mark().wait()

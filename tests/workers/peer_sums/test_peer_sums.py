@@ -138,6 +138,18 @@ def test_closing_ends_the_wait_for_a_rank_that_never_comes(trio: Any) -> None:
     assert [len(each.result(10)) for each in waiting] == [4, 4]
 
 
+def test_a_gpu_in_error_does_not_keep_a_group_from_closing(
+    trio: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise torch.AcceleratorError("an illegal memory access was encountered")
+
+    for name in ("interrupt", "wait"):
+        monkeypatch.setattr(trio.peers[0], name, fail)
+    trio.groups[0].close()
+    assert trio.groups[0]._process_group is None
+
+
 @pytest.mark.multi_gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are no two GPUs")
 @pytest.mark.parametrize("in_rank_order", (False, True), ids=("as is quickest", "in rank order"))

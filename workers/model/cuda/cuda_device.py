@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor
@@ -38,7 +39,9 @@ class CudaDevice:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        with torch.cuda.stream(self._steps):  # makes its device the current one too, which is a thread's own
+        # The current device is a thread's own. A stream alone would make it the first GPU again at the end, and a
+        # context there with it, which takes half a GiB.
+        with torch.cuda.device(self.torch_device), torch.cuda.stream(self._steps):
             yield
 
     def host_memory(self, num_bytes: int) -> Tensor:
@@ -68,12 +71,18 @@ class CudaDevice:
         run()
         self._steps.synchronize()
         graph = torch.cuda.CUDAGraph()
-        # Only this thread must keep from what a capture forbids: NCCL's watchdog looks at its events all the time.
-        graph.capture_begin(pool=self._graph_memory, capture_error_mode="thread_local")
-        try:
-            run()
-        finally:
-            graph.capture_end()
+        with _no_garbage_collected():
+            # Only this thread must keep from what a capture forbids: NCCL's watchdog looks at its events all the time.
+            graph.capture_begin(pool=self._graph_memory, capture_error_mode="thread_local")
+            try:
+                run()
+                graph.capture_end()
+            except BaseException:
+                with suppress(RuntimeError):  # that the capture is broken says less than what broke it
+                    graph.capture_end()
+                # To the other one torch may be recording for ever.
+                self._graph_memory = torch.cuda.graph_pool_handle()
+                raise
         self._graphs.append(graph)
         replay: Replay = graph.replay
         return replay
@@ -95,3 +104,16 @@ class CudaDevice:
         run()
         self._steps.synchronize()
         return torch.cuda.max_memory_allocated(self.torch_device) - before
+
+
+@contextmanager
+def _no_garbage_collected() -> Iterator[None]:
+    """Pinned memory that is freed while a stream that used it is captured leaves an event in the capture, which torch
+    asks for ever after, and that is an error."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

@@ -1,11 +1,11 @@
 """What the runner needs of a device beyond tensors: one queue of work, copies beside it, graphs, and how much memory
-there is. `cuda_device.py` is a GPU; `PlainDevice` here does everything at once, on the CPU, for tests.
+there is. `cuda_device.py` is a GPU.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -70,54 +70,3 @@ class Device(Protocol):
     def peak_bytes(self, run: Callable[[], None]) -> int:
         """How much more memory than before is in use while it runs."""
         ...
-
-
-class Done:
-    """The event of a device that does everything at once."""
-
-    def wait(self) -> None:
-        """It has been done."""
-
-
-class PlainDevice:
-    """A CPU's tensors. A graph of it calls the same function again."""
-
-    def __init__(self, memory_bytes: int) -> None:
-        self.torch_device = torch.device("cpu")
-        self.num_processors = 1
-        self._memory_bytes = memory_bytes
-
-    def active(self) -> AbstractContextManager[None]:
-        return nullcontext()
-
-    def host_memory(self, num_bytes: int) -> Tensor:
-        return torch.zeros(num_bytes, dtype=torch.uint8)
-
-    def upload(self, source: Tensor, target: Tensor) -> Event:
-        target.copy_(source)
-        return Done()
-
-    def download(self, source: Tensor, target: Tensor) -> Event:
-        target.copy_(source)
-        return Done()
-
-    def await_downloads(self) -> None:
-        """None is under way."""
-
-    def mark(self) -> Event:
-        return Done()
-
-    def capture(self, run: Callable[[], None]) -> Replay:
-        run()
-        return run
-
-    def drop_graphs(self) -> None:
-        """There are none."""
-
-    def memory(self) -> DeviceMemory:
-        return DeviceMemory(self._memory_bytes, self._memory_bytes)
-
-    def peak_bytes(self, run: Callable[[], None]) -> int:
-        """A CPU's memory is not counted: 0."""
-        run()
-        return 0

@@ -15,10 +15,11 @@ from workers.model.checkpoint import open_checkpoint
 from workers.model.cuda.device import Device
 from workers.model.cuda.graph_sizes import padded_rows
 from workers.model.decoder import Decoder
+from workers.model.fused_tensors import Progress
 from workers.model.model_description import ModelDescription
 from workers.model.rotary import RotaryTables
 from workers.model.runner_config import RunnerConfig
-from workers.model.weights import Progress, load_weights
+from workers.model.weights import load_weights
 from workers.tensor_parallel import TensorParallelGroup
 
 SelectKernels = Callable[[GpuSizes, Sequence[AttentionVariant]], GpuKernels]
@@ -65,6 +66,7 @@ def load_model(
         kernels.decoder,
         on_progress,
         own,
+        model.fp8_use,
     )
     rotary = RotaryTables(spec.rotaries, spec.head_dim, model.length, model.dtype, own)
     decoder = Decoder(spec, weights, variants, rotary, kernels.decoder, group)

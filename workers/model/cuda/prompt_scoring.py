@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.log_probabilities import NUM_SCORES
+from kernels.log_probabilities import MAX_SCORED_TOKENS, NUM_SCORES
 from protocol.messages import TokenLogprob
 from workers.model.cuda.arrived_scores import SCORE_BYTES, read_scores
 from workers.model.cuda.device import Device, Event
 from workers.model.cuda.loading import LoadedModel
 from workers.model.cuda.step_upload import Section, StepUpload
-from workers.model.prompt_scores import MAX_SCORED_TOKENS, ScoredChunk
+from workers.model.prompt_scores import ScoredChunk
 
 SCORED_TOKEN_BYTES = 12  # of an upload
 
