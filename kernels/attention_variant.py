@@ -69,5 +69,6 @@ class PagedAttention(Protocol):
         q: Tensor,  # [tokens, q_heads, head_dim]
         kv: Tensor,  # a layer's pool, in the layout of the device
         plan: Any,
+        kv_scales: Tensor | None = None,  # [2, kv_heads] fp32: what an fp8 pool holds is multiplied
     ) -> Tensor:  # [tokens, q_heads · head_dim]
         ...

@@ -95,8 +95,9 @@ class DeterministicAttention:
         q: Tensor,  # [tokens, q_heads, head_dim]
         kv: Tensor,  # [2, kv_heads, num_blocks, block_size, head_dim]
         plan: DeterministicPlan,
+        kv_scales: Tensor | None = None,  # [2, kv_heads] fp32, of an fp8 pool
     ) -> Tensor:  # [tokens, q_heads · head_dim]
-        outputs = [self._attend(q[part.begin : part.end], kv, part) for part in plan.parts]
+        outputs = [self._attend(q[part.begin : part.end], kv, part, kv_scales) for part in plan.parts]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def _num_grouped(self, rows: Sequence[QueryRow], index: int) -> int:
@@ -180,12 +181,14 @@ class DeterministicAttention:
             return None
         return torch.zeros(hidden.shape).masked_fill_(hidden, -torch.inf)
 
-    def _attend(self, q: Tensor, kv: Tensor, part: _Part) -> Tensor:
+    def _attend(self, q: Tensor, kv: Tensor, part: _Part, kv_scales: Tensor | None) -> Tensor:
         kv_heads, head_dim = kv.shape[1], kv.shape[4]
         # Never a view of the pool: the start is aligned, wherever the blocks lie.
         keys_and_values = self._blocks.gather(kv, part.block_ids).view(
             2, kv_heads, part.num_rows, part.num_tiles, self._key_tile, head_dim
         )
+        if kv_scales is not None:
+            keys_and_values.mul_(kv_scales[:, :, None, None, None, None])
         group = q.shape[1] // kv_heads
         scaled = q.float().mul(self._variant.scale)
         queries = scaled.view(part.num_rows, -1, kv_heads, group, head_dim).permute(2, 0, 3, 1, 4)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kernels.activations import ACTIVATIONS, GATED_ACTIVATIONS, Activate
-from kernels.add_rms_norm import add_rms_norm, rms_norm, rms_norm_heads
+from kernels.add_rms_norm import add_rms_norm, rms_norm
 from kernels.attention_variant import AttentionVariant, PagedAttention
 from kernels.copy_blocks import copy_blocks
 from kernels.deterministic_activations import (
@@ -27,6 +27,7 @@ from kernels.fp8_linear import Fp8Packer
 from kernels.layer_norm import layer_norm
 from kernels.linear import Linear, LinearPacker
 from kernels.paged_attention import TorchPagedAttention
+from kernels.quantize_fp8 import Weight
 from kernels.rope_kv_write import kv_write, kv_write_fp8, rope_kv_write, rope_kv_write_fp8
 
 
@@ -35,19 +36,19 @@ class Kernels:
     """The operators of a decoder. What each takes and means stands in its own file."""
 
     attentions: tuple[PagedAttention, ...]  # one per distinct variant of the model
-    rope_kv_write: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]
-    kv_write: Callable[[Tensor, Tensor, Tensor], None]
+    rope_kv_write: Callable[..., None]  # `norm` and `eps` may be given besides, over fp8 `scales`
+    kv_write: Callable[..., None]
     add_rms_norm: Callable[[Tensor, Tensor, Tensor, float], Tensor]
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
-    rms_norm_heads: Callable[[Tensor, Tensor, float], None]
     layer_norm: Callable[[Tensor, Tensor, Tensor | None, float], Tensor]
     activations: Mapping[str, Activate]
     gated_activations: Mapping[str, Activate]
     choose_experts: Callable[[Tensor, int, bool], tuple[Tensor, Tensor]]
     copy_blocks: Callable[[Tensor, Tensor, Tensor], None]
     pack_linear: Callable[[Tensor, Tensor | None], Linear]
-    pack_layer_linear: Callable[[Tensor, Tensor | None], Linear]  # of attention and MLPs: fp8 where asked for
+    pack_layer_linear: Callable[[Weight, Tensor | None], Linear]  # of attention and MLPs: fp8 where asked for
     pack_experts: PackExperts  # fp8 where asked for
+    pack_wide_experts: PackExperts  # never
 
 
 def select_kernels(
@@ -64,7 +65,7 @@ def select_kernels(
     `fp8_weights`: so is what layers multiply with."""
     attention = DeterministicAttention if deterministic else TorchPagedAttention
     packer = DeterministicPacker(dtype) if deterministic else LinearPacker(dtype)
-    pack_layer = Fp8Packer(deterministic).pack if fp8_weights else packer.pack
+    pack_layer: Callable[..., Linear] = Fp8Packer(deterministic).pack if fp8_weights else packer.pack
     return Kernels(
         attentions=tuple(
             attention(variant, dtype, block_size, token_elements, fp8_kv) for variant in variants
@@ -73,7 +74,6 @@ def select_kernels(
         kv_write=kv_write_fp8 if fp8_kv else kv_write,
         add_rms_norm=add_rms_norm,
         rms_norm=rms_norm,
-        rms_norm_heads=rms_norm_heads,
         layer_norm=layer_norm,
         activations=DETERMINISTIC_ACTIVATIONS if deterministic else ACTIVATIONS,
         gated_activations=DETERMINISTIC_GATED_ACTIVATIONS if deterministic else GATED_ACTIVATIONS,
@@ -82,6 +82,7 @@ def select_kernels(
         pack_linear=packer.pack,
         pack_layer_linear=pack_layer,
         pack_experts=partial(GroupedExperts, pack=pack_layer),
+        pack_wide_experts=partial(GroupedExperts, pack=packer.pack),
     )
 
 

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from kernels.activations import Activate
 from kernels.linear import Linear
+from kernels.quantize_fp8 import Weight
 
 RunExperts = Callable[[Tensor, Tensor, Tensor, Activate], Tensor]  # as `GroupedExperts` is called
 # Takes gate_up [2 · features, hidden] and down [hidden, features] of each expert in turn, and the number of experts. A
 # weight is made when it is asked for: not to be held beside what was made of it.
-PackExperts = Callable[[Iterable[Tensor], int], RunExperts]
+PackExperts = Callable[[Iterable[Weight], int], RunExperts]
 
 
 def choose_experts(
@@ -41,7 +42,10 @@ class GroupedExperts:
     __slots__ = ("_experts",)
 
     def __init__(
-        self, weights: Iterable[Tensor], num_experts: int, pack: Callable[[Tensor, Tensor | None], Linear]
+        self,
+        weights: Iterable[Weight],
+        num_experts: int,
+        pack: Callable[..., Linear],
     ) -> None:
         linears = list(map(pack, weights, repeat(None)))
         self._experts = list(zip(linears[::2], linears[1::2], strict=True))

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.linear import Linear
-from kernels.quantize_fp8 import halves_of, quantize_fp8
+from kernels.quantize_fp8 import Fp8Weight, Weight, halves_of, quantize_fp8
 
 _PART_ELEMENTS = 1 << 20  # of the weight that are wide at a time: they stay in a core's cache
 _HALVES_SCALE = 256.0  # what `halves_of` leaves out; a row that has a NaN has a scale of NaN
@@ -23,10 +23,10 @@ _HALVES_SCALE = 256.0  # what `halves_of` leaves out; a row that has a NaN has a
 class Fp8Linear:
     __slots__ = ("_bias", "_dtype", "_parts", "_scales")
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
+    def __init__(self, weight: Weight, bias: Tensor | None, dtype: torch.dtype) -> None:
         """`dtype`: of products and sums. In fp64 those of e4m3 are exact up to 170,000 features: no order matters."""
-        quantized, scales = quantize_weight(weight)  # [outputs, features], [outputs, 1]
-        self._parts = torch.split(quantized, _part_rows(weight))
+        quantized, scales = weight if isinstance(weight, Fp8Weight) else quantize_weight(weight)
+        self._parts = torch.split(quantized, _part_rows(quantized))
         self._scales = scales.T * _HALVES_SCALE  # [1, outputs]
         self._bias = bias
         self._dtype = dtype
@@ -51,11 +51,11 @@ class Fp8Packer:
     def __init__(self, deterministic: bool) -> None:
         self._dtype = torch.float64 if deterministic else torch.float32
 
-    def pack(self, weight: Tensor, bias: Tensor | None) -> Linear:
+    def pack(self, weight: Weight, bias: Tensor | None) -> Linear:
         return Fp8Linear(weight, bias, self._dtype)
 
 
-def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
+def quantize_weight(weight: Tensor) -> Fp8Weight:
     """`quantize_fp8` of a weight, whose fp32 copy would take four times the memory of what comes of it."""
     quantized = torch.empty(weight.shape, dtype=torch.float8_e4m3fn)
     scales = torch.empty(len(weight), 1)
@@ -63,7 +63,7 @@ def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
     for begin in range(0, len(weight), num_rows):
         part = slice(begin, begin + num_rows)
         quantized[part], scales[part] = quantize_fp8(weight[part])
-    return quantized, scales
+    return Fp8Weight(quantized, scales)
 
 
 def _part_rows(weight: Tensor) -> int:

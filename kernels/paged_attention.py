@@ -111,8 +111,9 @@ class TorchPagedAttention:
         q: Tensor,  # [tokens, q_heads, head_dim]
         kv: Tensor,  # [2, kv_heads, num_blocks, block_size, head_dim]
         plan: AttentionPlan,
+        kv_scales: Tensor | None = None,  # [2, kv_heads] fp32, of an fp8 pool
     ) -> Tensor:  # [tokens, q_heads · head_dim]
-        parts = [self._attend(q[group.begin : group.end], kv, group) for group in plan.groups]
+        parts = [self._attend(q[group.begin : group.end], kv, group, kv_scales) for group in plan.groups]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _row_read(self, row: QueryRow) -> _RowRead:
@@ -160,8 +161,8 @@ class TorchPagedAttention:
         causal = sees_all and not self._variant.changes_scores
         return _Chunk(read.start, self._variant.first_key(read.start), causal)
 
-    def _attend(self, q: Tensor, kv: Tensor, group: _Group) -> Tensor:
-        rows = self._read(kv, group)
+    def _attend(self, q: Tensor, kv: Tensor, group: _Group, kv_scales: Tensor | None) -> Tensor:
+        rows = self._read(kv, group, kv_scales)
         if group.chunk is not None:
             return self._attend_chunk(q, rows, group.chunk)
         # The queries that share a KV head stand as its query rows: one product per head and row.
@@ -172,12 +173,14 @@ class TorchPagedAttention:
         out = self._products.of_rows(packed, rows, mask)
         return out.transpose(0, 1).reshape(q.shape[0], -1).to(self._dtype)
 
-    def _read(self, kv: Tensor, group: _Group) -> Tensor:
+    def _read(self, kv: Tensor, group: _Group, kv_scales: Tensor | None) -> Tensor:
         """Keys and values as [2, kv_heads, num_rows, keys, head_dim]."""
         if group.first_block is not None:
             blocks = self._blocks.neighbours(kv, group.first_block, len(group.block_ids))
         else:
             blocks = self._blocks.gather(kv, group.block_ids)
+        if kv_scales is not None:
+            blocks.mul_(kv_scales[:, :, None, None, None])  # what is read of fp8 is never the pool itself
         rows = blocks.view(2, kv.shape[1], group.num_rows, -1, kv.shape[4])
         return rows[:, :, :, group.keys]
 

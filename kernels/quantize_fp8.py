@@ -8,8 +8,20 @@ own: 448 of e4m3fn, 240 of e4m3fnuz.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+
+
+class Fp8Weight(NamedTuple):
+    """A weight that is quantised already: packers take it for what it is."""
+
+    numbers: Tensor  # [outputs, features] fp8, of the kind that the device multiplies
+    scales: Tensor  # [outputs, 1] fp32
+
+
+Weight = Tensor | Fp8Weight
 
 
 def quantize_fp8(

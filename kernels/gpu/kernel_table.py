@@ -30,12 +30,11 @@ from kernels.gpu.experts.stacked_experts import StackedExperts
 from kernels.gpu.layer_norm import layer_norm
 from kernels.gpu.linear.fixed_order_linear import FixedOrderPacker
 from kernels.gpu.linear.fp8_linear import Fp8Packer
-from kernels.gpu.rms_norm_heads import rms_norm_heads
 from kernels.gpu.rope_kv_write import kv_write, rope_kv_write
 from kernels.gpu.sampling.keep_newest import keep_newest
 from kernels.gpu.sampling.token_draw import TokenDraw
 from kernels.gpu.sampling.weights import SamplingRows
-from kernels.linear import PlainLinear
+from kernels.linear import Linear, PlainLinear
 
 _PROGRAMS_PER_PROCESSOR = 3
 _PARTIALS_BYTES = 64 << 20  # enough for two million tokens behind decoding rows of an 8B model
@@ -93,7 +92,10 @@ def select_gpu_kernels(sizes: GpuSizes, variants: Sequence[AttentionVariant]) ->
     """`deterministic`: one shape and one split rule for all rows, and products in a fixed order."""
     planner = make_planner(sizes)
     partials = Partials.allocate(planner.num_slots, sizes.num_heads, sizes.head_dim, sizes.device)
-    pack = pack_layer = FixedOrderPacker().pack if sizes.deterministic else PlainLinear
+    pack: Callable[..., Linear] = PlainLinear
+    if sizes.deterministic:
+        pack = FixedOrderPacker(target_of(sizes.device), sizes.num_processors).pack
+    pack_layer = pack
     if sizes.fp8_weights is not None:
         pack_layer = Fp8Packer(sizes.device, sizes.dtype, sizes.fp8_weights, sizes.deterministic).pack
     return GpuKernels(
@@ -103,7 +105,6 @@ def select_gpu_kernels(sizes: GpuSizes, variants: Sequence[AttentionVariant]) ->
             kv_write=kv_write,
             add_rms_norm=add_rms_norm,
             rms_norm=rms_norm,
-            rms_norm_heads=rms_norm_heads,
             layer_norm=layer_norm,
             activations=ACTIVATIONS,
             gated_activations=GATED_ACTIVATIONS,
@@ -114,6 +115,7 @@ def select_gpu_kernels(sizes: GpuSizes, variants: Sequence[AttentionVariant]) ->
             pack_experts=partial(
                 StackedExperts, fp8_dtype=sizes.fp8_weights, deterministic=sizes.deterministic
             ),
+            pack_wide_experts=partial(StackedExperts, deterministic=sizes.deterministic),
         ),
         planner=planner,
         apply_deltas=apply_deltas,

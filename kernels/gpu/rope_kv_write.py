@@ -11,7 +11,6 @@ other lies in one thread: nothing is read after another thread has overwritten i
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 import triton
@@ -19,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.gpu.compilation import PINNED_OPTIONS, TARGETS, Compiled
+from kernels.gpu.fp8_types import FP8_TYPES, Fp8Type
 from kernels.gpu.row_block import assert_packed
 
 _TILE = 2048  # elements of a program: two vectors of 16 bytes for each of 128 threads, in bf16
@@ -188,31 +188,30 @@ def _compiled(
     dims: int = 128,
     head_dim: int = 128,
     normed: bool = False,
-    kv: tuple[torch.dtype, str] = (torch.bfloat16, "bf16"),
-    targets: Sequence[str] = tuple(TARGETS),
+    fp8: Fp8Type | None = None,  # of the pool
 ) -> Compiled:
     pointers = dict.fromkeys(("qkv_ptr", "cos_ptr", "sin_ptr", "norm_ptr"), "*bf16")
     numbers = dict.fromkeys(("qkv_stride", "turn_stride", "q_heads", "kv_heads"), "i32")
     types = pointers | numbers | {"values_stride": "i64", "eps": "fp32"}
-    types |= {"kv_ptr": f"*{kv[1]}", "scales_ptr": "*fp32", "slots_ptr": "*i64"}
-    given = {"cos_ptr": dims, "sin_ptr": dims, "norm_ptr": normed, "scales_ptr": False}
+    types |= {"kv_ptr": f"*{fp8.name if fp8 else 'bf16'}", "scales_ptr": "*fp32", "slots_ptr": "*i64"}
+    given = {"cos_ptr": dims, "sin_ptr": dims, "norm_ptr": normed, "scales_ptr": fp8}
     absent = [name for name, is_given in given.items() if not is_given]
     return Compiled(
         name=name,
         kernel=_rope_kv_write_kernel,
         types={parameter: kind for parameter, kind in types.items() if parameter not in absent},
-        constexprs=_shape(48, head_dim, dims, 64, kv[0]) | dict.fromkeys(absent),
+        constexprs=_shape(48, head_dim, dims, 64, fp8.dtype if fp8 else torch.bfloat16)
+        | dict.fromkeys(absent),
         aligned=("qkv_stride", "turn_stride", "values_stride"),
-        targets=tuple(targets),
+        targets=fp8.targets if fp8 else tuple(TARGETS),
     )
 
 
-_E4M3, _E4M3_AMD = (torch.float8_e4m3fn, "fp8e4nv"), (torch.float8_e4m3fnuz, "fp8e4b8")
 COMPILED = (
     _compiled("rope_kv_write bf16 128"),
     _compiled("rope_kv_write bf16 128 norm", normed=True),
+    _compiled("rope_kv_write bf16 256 norm", dims=256, head_dim=256, normed=True),
     _compiled("rope_kv_write bf16 80, 32 turn", dims=32, head_dim=80),
     _compiled("kv_write bf16 128", dims=0),
-    _compiled("rope_kv_write bf16 128 fp8e4nv", kv=_E4M3, targets=("sm_90", "sm_100")),
-    _compiled("rope_kv_write bf16 128 fp8e4b8", kv=_E4M3_AMD, targets=("gfx942",)),
+    *(_compiled(f"rope_kv_write bf16 128 {fp8.name}", fp8=fp8) for fp8 in FP8_TYPES),
 )

@@ -17,6 +17,7 @@ from kernels.rope_kv_write import kv_write_fp8, rope_kv_write, rope_kv_write_fp8
 FP8 = torch.float8_e4m3fn
 DTYPES = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}  # tolerances
 KV_HEADS, GROUP, HEAD_DIM, BLOCK_SIZE, NUM_BLOCKS = 2, 3, 16, 4, 40
+SCALES = torch.tensor([[0.3, 0.01], [1.7, 0.2]])  # of keys and of values
 VARIANTS = (
     AttentionVariant(0.3),
     AttentionVariant(0.3, window=9, softcap=5.0, alibi_slopes=(0.4, 0.3, 0.2) * 2),
@@ -46,6 +47,27 @@ def test_attention_equals_its_meaning_over_the_numbers_that_are_stored(
     out = attention.run(q, kv, attention.plan(rows, tables))
     expected = attend_naively(variant, q, kv, rows, tables)
     torch.testing.assert_close(out.float(), expected, rtol=DTYPES[dtype], atol=DTYPES[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", (TorchPagedAttention, DeterministicAttention))
+def test_what_is_read_is_multiplied_with_its_heads_scales(kind: type, dtype: torch.dtype) -> None:
+    rows, tables = [QueryRow(0, 21, 1), QueryRow(1, 14, 5)], torch.arange(1, 13).view(2, 6)
+    tables[0] = tables[0].flip(0)  # one row is gathered, and the other lies side by side
+    kv, q, scales = some_pool(), torch.randn(6, KV_HEADS * GROUP, HEAD_DIM).to(dtype), SCALES
+    attention, before = kind(VARIANTS[0], dtype, BLOCK_SIZE, 2 * KV_HEADS * HEAD_DIM, fp8_kv=True), kv.clone()
+    out = attention.run(q, kv, attention.plan(rows, tables), scales)
+    meant = kv.float() * scales[:, :, None, None, None]
+    expected = attend_naively(VARIANTS[0], q, meant, rows, tables)
+    torch.testing.assert_close(out.float(), expected, rtol=DTYPES[dtype], atol=DTYPES[dtype])
+    assert torch.equal(kv.view(torch.uint8), before.view(torch.uint8))
+
+
+def test_what_is_written_is_divided_by_its_heads_scales() -> None:
+    qkv, kv = torch.randn(1, 3 + 2 * KV_HEADS, HEAD_DIM) * 5, some_pool()
+    kv_write_fp8(qkv, kv, torch.tensor([6]), scales=SCALES)
+    new = qkv[0, 3:].view(2, KV_HEADS, HEAD_DIM) / SCALES[:, :, None]
+    assert torch.equal(kv[:, :, 1, 2].float(), new.clamp(-448, 448).to(FP8).float())
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

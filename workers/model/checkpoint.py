@@ -32,6 +32,14 @@ class Checkpoint(Protocol):
         """This rank's part, in the checkpoint's own dtype. It may be a view of a file: to be copied, never kept."""
         ...
 
+    def scales(self, piece: Piece) -> Tensor | None:
+        """Of a matrix in fp8, whole: what its numbers are multiplied with. None: its numbers stand for themselves."""
+        ...
+
+    def find(self, name: str) -> Tensor | None:
+        """A tensor, whole, that no piece is, under a name as pieces have them. None: there is none."""
+        ...
+
     def close(self) -> None: ...
 
 

@@ -18,6 +18,7 @@ from workers.model.attention_variants import distinct, layer_variants
 from workers.model.checkpoint import open_checkpoint
 from workers.model.cpu_facts import choose_dtype, default_pool_bytes
 from workers.model.decoder import Decoder
+from workers.model.fused_tensors import Progress
 from workers.model.model_description import (
     ModelDescription,
     blocks_for,
@@ -31,7 +32,7 @@ from workers.model.row_states import RowStates
 from workers.model.runner_config import RunnerConfig
 from workers.model.sampler import Drawn, Sampler
 from workers.model.step_batch import BlockTables, RowLayout, build_batch, lay_out
-from workers.model.weights import Progress, load_weights
+from workers.model.weights import load_weights
 from workers.runner import RunnerFacts
 from workers.step_plan import SampledTokens, StepPlan
 from workers.tensor_parallel import TensorParallelGroup
@@ -72,6 +73,7 @@ class CpuRunner:
                 dtype,
                 self._kernels,
                 on_progress,
+                fp8=model.fp8_use,
             )
             rotary = RotaryTables(spec.rotaries, spec.head_dim, num_positions, dtype)
             self._pool = _allocate(model, self._facts)
@@ -119,8 +121,8 @@ class CpuRunner:
         if logits is None:
             drawn = Drawn(torch.empty(len(hidden), dtype=torch.int64))
         else:
-            rows, positions = torch.from_numpy(layout.drawn_rows), torch.from_numpy(layout.drawn_positions)
-            drawn = self._rows.sampler.sample(logits, rows, positions)
+            positions = torch.from_numpy(layout.drawn_positions)
+            drawn = self._rows.sampler.sample(logits, layout.drawn_rows, positions)
         self._last_tokens[layout.drawn_rows] = self._group.broadcast(drawn.token_ids).numpy()
         return SampledTokens(drawn.token_ids.tolist(), drawn.logprobs) if self._group.rank == 0 else _NOTHING
 

@@ -24,7 +24,7 @@ from workers.model.residual import (
     ParallelOneNorm,
 )
 from workers.model.rotary import RotaryTables
-from workers.model.self_attention import Clip, Prepare, SelfAttention
+from workers.model.self_attention import SelfAttention
 from workers.model.weights import DecoderWeights, LayerWeights, NormWeights
 from workers.tensor_parallel import TensorParallelGroup
 
@@ -80,24 +80,23 @@ class LayerMaker:
         positions = self._spec.layers[index].positions
         return SelfAttention(
             qkv=weights.qkv,
-            prepares=self._prepares(weights),
+            clip=self._spec.attention.clip,
+            head_norm=self._head_norm(weights),
             table=self._rotary.index(positions) if isinstance(positions, RotarySpec) else None,
             variant=self._variants[index],
             num_heads=self._spec.num_heads // self._group.size,
             head_dim=self._spec.head_dim,
             kernels=self._kernels,
+            kv_scales=weights.kv_scales,
         )
 
-    def _prepares(self, weights: LayerWeights) -> list[Prepare]:
-        spec, prepares = self._spec, list[Prepare]()
-        if spec.attention.clip is not None:
-            prepares.append(Clip(spec.attention.clip))
-        if spec.attention.head_norm is not None:
-            assert weights.q_norm is not None and weights.k_norm is not None, "the layout followed the spec"
-            heads = spec.num_heads // self._group.size, spec.kv_heads_per_rank(self._group.size)
-            eps = spec.attention.head_norm.eps
-            prepares.append(HeadNorm(weights.q_norm, weights.k_norm, *heads, eps, self._kernels))
-        return prepares
+    def _head_norm(self, weights: LayerWeights) -> HeadNorm | None:
+        spec = self._spec
+        if spec.attention.head_norm is None:
+            return None
+        assert weights.q_norm is not None and weights.k_norm is not None, "the layout followed the spec"
+        heads = spec.num_heads // self._group.size, spec.kv_heads_per_rank(self._group.size)
+        return HeadNorm.of(weights.q_norm, weights.k_norm, *heads, spec.attention.head_norm.eps)
 
     def _parts(self, index: int, weights: LayerWeights) -> LayerParts:
         return LayerParts(

@@ -102,7 +102,12 @@ def read_config(directory: Path) -> HfConfig:
     path = directory / "config.json"
     if not path.is_file():
         raise ModelNotFound(f"{directory} holds no config.json: give a directory in Hugging Face format")
-    return HfConfig(_read_object(path), str(path))
+    values, beside = _read_object(path), directory / "hf_quant_config.json"
+    if "quantization_config" not in values and beside.is_file():  # where modelopt's older checkpoints say it
+        said = HfConfig(_read_object(beside), str(beside)).section("quantization")
+        if "quant_algo" in said:
+            values["quantization_config"] = {"quant_method": "modelopt", **said.values}
+    return HfConfig(values, str(path))
 
 
 def read_eos_token_ids(directory: Path, config: HfConfig) -> tuple[int, ...]:

@@ -6,13 +6,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from protocol.errors import InvalidRequest
 from workers.model.devices import require_fp8
 from workers.model.families.registry import find_family
+from workers.model.fp8_format import Fp8Format, read_fp8_format
+from workers.model.fp8_pieces import SCALE_NAMES
+from workers.model.fused_tensors import Fp8Use
 from workers.model.hf_config import read_config, read_eos_token_ids
 from workers.model.layout_parts import DecoderLayout
 from workers.model.model_spec import ModelSpec
@@ -31,6 +34,7 @@ class ModelDescription:
     dtype: torch.dtype
     kv_dtype: torch.dtype  # of the pool
     fp8_weights: torch.dtype | None  # of what layers multiply with, where that is quantised
+    stored_fp8: Fp8Format | None  # of the checkpoint's weights, where it is quantised already
     eos_token_ids: tuple[int, ...]
     length: int  # tokens, of the context: what was asked for, or what the model serves by itself
     num_ranks: int
@@ -43,6 +47,11 @@ class ModelDescription:
     @property
     def fp8_kv(self) -> bool:
         return self.kv_dtype != self.dtype
+
+    @property
+    def fp8_use(self) -> Fp8Use:
+        kv_dtype = self.kv_dtype if self.fp8_kv else None
+        return Fp8Use(self.stored_fp8, self.fp8_weights, kv_dtype, self.spec.num_kv_heads)
 
     def block_bytes(self, block_size: int) -> int:
         """Of one block on one rank, over all layers."""
@@ -62,16 +71,40 @@ def describe_model(
     spec = family.spec(hf_config)
     check_divides(spec, group.size)
     dtype = choose_dtype(config.dtype, spec)
+    layout = decoder_layout(spec, family.names(hf_config))
+    stored = read_fp8_format(hf_config)
+    if stored is not None:
+        layout = replace(layout, ignored=(*layout.ignored, *SCALE_NAMES))
+        if group.rank == 0:
+            _tell_of_fp8(config, stored, fp8_dtype)
+    asked = config.quantization is not None
     return ModelDescription(
         spec=spec,
-        layout=decoder_layout(spec, family.names(hf_config)),
+        layout=layout,
         dtype=dtype,
         kv_dtype=dtype if config.kv_cache_dtype == "auto" else require_fp8(fp8_dtype, "kv_cache_dtype"),
-        fp8_weights=None if config.quantization is None else require_fp8(fp8_dtype, "quantization"),
+        fp8_weights=require_fp8(fp8_dtype, "quantization") if asked else fp8_dtype if stored else None,
+        stored_fp8=None if config.load_format == "dummy" else stored,
         eos_token_ids=read_eos_token_ids(config.directory, hf_config),
         length=_length(config.max_model_len, spec, group.rank),
         num_ranks=group.size,
     )
+
+
+def _tell_of_fp8(config: RunnerConfig, stored: Fp8Format, fp8_dtype: torch.dtype | None) -> None:
+    """Once, by rank 0."""
+    if fp8_dtype is None:
+        log.warning(
+            "weights are stored in fp8, which this device cannot multiply: they take 16 or 32 bits here"
+        )
+    elif stored.fixed_inputs:
+        log.info(
+            "the stored scales of inputs (input_scale) are not used: each token has its own, which is closer"
+        )
+    if stored.block is not None and fp8_dtype is not None:
+        log.info("weights are stored in blocks, and quantized again: with a scale per output channel")
+    if stored.fp8_kv and config.kv_cache_dtype == "auto":
+        log.info("the checkpoint has scales for keys and values in fp8: kv_cache_dtype: fp8 uses them")
 
 
 def pool_facts(

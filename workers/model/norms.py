@@ -5,6 +5,7 @@ Each has two ways in: over a tensor, and over the sum of a part's output and the
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -76,19 +77,14 @@ def make_norm(spec: NormSpec, weights: NormWeights | None, kernels: Kernels) -> 
     return RmsNorm(weights.weight, spec.eps, kernels)
 
 
+@dataclass(frozen=True, slots=True)
 class HeadNorm:
-    """Over queries and keys in one call, in place."""
+    """Of each query and key by itself. `kernels.rope_kv_write` computes it."""
 
-    __slots__ = ("_eps", "_rms_norm_heads", "_weight")
+    weight: Tensor  # [q_heads + kv_heads, head_dim]
+    eps: float
 
-    def __init__(
-        self, q: NormWeights, k: NormWeights, num_heads: int, num_kv_heads: int, eps: float, kernels: Kernels
-    ) -> None:
+    @classmethod
+    def of(cls, q: NormWeights, k: NormWeights, num_heads: int, num_kv_heads: int, eps: float) -> HeadNorm:
         """The heads are this rank's."""
-        rows = [q.weight.expand(num_heads, -1), k.weight.expand(num_kv_heads, -1)]
-        self._weight = torch.cat(rows)  # [num_heads + num_kv_heads, head_dim]
-        self._eps = eps
-        self._rms_norm_heads = kernels.rms_norm_heads
-
-    def __call__(self, qkv: Tensor) -> None:  # [tokens, q_heads + 2 · kv_heads, head_dim]
-        self._rms_norm_heads(qkv[:, : len(self._weight)], self._weight, self._eps)
+        return cls(torch.cat([q.weight.expand(num_heads, -1), k.weight.expand(num_kv_heads, -1)]), eps)

@@ -21,4 +21,5 @@ def empty_pages(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     if num_bytes < _MIN_BYTES:
         return torch.empty(shape, dtype=dtype)
     pages = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    return torch.frombuffer(pages, dtype=dtype).view(shape)  # it keeps the mapping
+    # It keeps the mapping.
+    return torch.frombuffer(pages, dtype=torch.uint8).view(dtype).view(shape)

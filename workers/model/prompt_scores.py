@@ -13,12 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kernels.log_probabilities import MAX_SCORED_TOKENS
 from protocol.messages import TokenLogprob
 from workers.model.sampler import Sampler
 from workers.model.step_batch import Numbers, RowLayout, column_of
 from workers.step_plan import RowStart, StepPlan
-
-MAX_SCORED_TOKENS = 256  # whose logits exist at a time
 
 
 @dataclass(frozen=True, slots=True)

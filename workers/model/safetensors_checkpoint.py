@@ -11,11 +11,24 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from protocol.model_files import WeightFiles
-from workers.model.stored_tensors import StoredTensor, cut_part, match_tensors, place_tensors, unreadable
+from workers.model.stored_tensors import (
+    StoredTensor,
+    cut_part,
+    match_tensors,
+    place_tensors,
+    scale_name,
+    unreadable,
+)
 from workers.model.weight_piece import Piece
 from workers.shard import Shard
 
-_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+}
 
 
 class SafetensorsCheckpoint:
@@ -25,30 +38,46 @@ class SafetensorsCheckpoint:
         self._directory = files.paths[0].parent
         self._stack = ExitStack()
         self._names: dict[str, str] = {}  # a piece's to the stored tensor's
+        self._scales: dict[str, str] = {}  # a piece's to its scales', where it is fp8
+        self._lacking = ""  # of pieces' names, in all that are stored
         try:
             opened = {path: self._open(path) for path in files.paths}
-            placed = place_tensors(files, opened)
-            self._tensors = {name: opened[path][name] for name, path in placed.items()}
+            placed = place_tensors(files, {path: dict.fromkeys(file.keys()) for path, file in opened.items()})
+            self._files = {name: opened[path] for name, path in placed.items()}
         except BaseException:
             self._stack.close()
             raise
 
     def check(self, pieces: Iterable[Piece], ignored: tuple[str, ...], prefix: str = "") -> None:
-        stored = {name: _describe(tensor) for name, tensor in self._tensors.items()}
+        stored = {name: _describe(file.get_slice(name)) for name, file in self._files.items()}
         self._names = match_tensors(pieces, stored, prefix=prefix, ignored=ignored, source=self._directory)
+        found = {name: scale_name(own, stored) for name, own in self._names.items()}
+        self._scales = {name: scales for name, scales in found.items() if scales is not None}
+        self._lacking = "" if all(name == own for name, own in self._names.items()) else prefix
 
     def read(self, piece: Piece, shard: Shard) -> Tensor:
-        return cut_part(self._tensors[self._names[piece.name]], piece, shard)
+        name = self._names[piece.name]
+        return cut_part(self._files[name].get_slice(name), piece, shard)
+
+    def scales(self, piece: Piece) -> Tensor | None:
+        name = self._scales.get(piece.name)
+        return None if name is None else self._whole(name)
+
+    def find(self, name: str) -> Tensor | None:
+        own = name.removeprefix(self._lacking)
+        return self._whole(own) if own in self._files else None
 
     def close(self) -> None:
-        self._tensors.clear()
+        self._files.clear()
         self._stack.close()
 
-    def _open(self, path: Path) -> dict[str, Any]:
-        """Its tensors' names to their lazy slices."""
+    def _whole(self, name: str) -> Tensor:
+        tensor: Tensor = self._files[name].get_tensor(name)
+        return tensor
+
+    def _open(self, path: Path) -> Any:
         try:
-            file = self._stack.enter_context(safe_open(path, framework="pt"))
-            return {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+            return self._stack.enter_context(safe_open(path, framework="pt"))
         except (SafetensorError, OSError) as error:
             raise unreadable(path, "safetensors", error) from error
 

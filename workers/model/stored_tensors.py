@@ -20,6 +20,8 @@ from workers.shard import Shard
 
 _MAX_NAMED = 5  # tensors in an error
 _DTYPES = ("float64", "float32", "float16", "bfloat16")
+_FP8 = "float8_e4m3fn"
+_SCALES = ("weight_scale", "weight_scale_inv")  # either multiplies what is stored
 _LFS_POINTER = b"version https://git-lfs"
 
 
@@ -59,7 +61,8 @@ def match_tensors(
 ) -> dict[str, str]:
     """Each piece's name to the stored tensor's, which lacks `prefix` where all of them do.
 
-    Raises UnsupportedModel naming what is missing, misshapen, of a dtype that is no plain float's, or left over.
+    Raises UnsupportedModel naming what is missing, misshapen, of a dtype that is no plain float's, or left over. A
+    matrix may be fp8 where its scales are there.
     """
     shapes = {piece.name: piece.shape for piece in pieces}
     names = _stored_names(shapes, stored, prefix)
@@ -72,9 +75,9 @@ def match_tensors(
             if name in stored and stored[name].shape != shape
         ),
         *(
-            f"{name} is of dtype {stored[name].dtype}, which is none of {', '.join(_DTYPES)}"
+            f"{name} is of dtype {stored[name].dtype}, {_remark(stored[name])}"
             for name in needed
-            if name in stored and stored[name].dtype not in _DTYPES
+            if name in stored and stored[name].dtype not in _DTYPES and not scale_name(name, stored)
         ),
         *(
             f"{name} is not part of this architecture"
@@ -88,6 +91,14 @@ def match_tensors(
             f"the weights in {source} do not fit its config.json: {'; '.join(problems[:_MAX_NAMED])}{more}"
         )
     return names
+
+
+def scale_name(name: str, stored: Mapping[str, StoredTensor]) -> str | None:
+    """The scales of a matrix in fp8. None: it is no such matrix, or has none."""
+    if stored[name].dtype != _FP8 or len(stored[name].shape) != 2:
+        return None
+    names = (name.removesuffix("weight") + ending for ending in _SCALES)
+    return next((each for each in names if each in stored), None)
 
 
 def cut_part(
@@ -111,6 +122,13 @@ def unreadable(path: Path, kind: str, reason: object) -> UnsupportedModel:
                 f"{path} is a git-lfs pointer and not the weights: run `git lfs pull` there"
             )
     return UnsupportedModel(f"{path} is not a readable {kind} file: {reason}")
+
+
+def _remark(tensor: StoredTensor) -> str:
+    """On a dtype that cannot be."""
+    if tensor.dtype == _FP8 and len(tensor.shape) == 2:
+        return f"and has no scales: its {' or '.join(_SCALES)} is missing"
+    return f"which is none of {', '.join(_DTYPES)}"
 
 
 def _stored_names(names: Iterable[str], stored: Mapping[str, StoredTensor], prefix: str) -> dict[str, str]:

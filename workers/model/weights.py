@@ -5,7 +5,6 @@ Called by the runners once, at their start. At no time does more than one linear
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ from kernels.dispatch import Kernels
 from kernels.experts import RunExperts
 from kernels.linear import Linear
 from workers.model.checkpoint import Checkpoint
+from workers.model.fused_tensors import Fp8Use, FusedTensors, Progress
 from workers.model.layout_parts import (
     DecoderLayout,
     ExpertsLayout,
@@ -24,14 +24,11 @@ from workers.model.layout_parts import (
     MlpLayout,
     NormLayout,
 )
-from workers.model.own_pages import empty_pages
 from workers.model.weight_layout import divided_vocabulary
-from workers.model.weight_piece import Piece
 from workers.shard import Shard
 
-PackLinear = Callable[[Tensor, Tensor | None], Linear]
-Progress = Callable[[int, int], None]  # tensors loaded, tensors in all
 _CPU = torch.device("cpu")
+_ALL_WIDE = Fp8Use()
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +60,7 @@ class LayerWeights:
     mlp_norm: NormWeights | None
     mlp: MlpWeights | ExpertsWeights
     mlp_post_norm: NormWeights | None
+    kv_scales: Tensor | None = None  # [2, KV heads] of this rank, fp32; of an fp8 pool
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +82,7 @@ def load_weights(
     kernels: Kernels,
     on_progress: Progress | None = None,
     device: torch.device = _CPU,
+    fp8: Fp8Use = _ALL_WIDE,
 ) -> DecoderWeights:
     """Each tensor goes from its file straight to its place on the device. Closes the checkpoint.
 
@@ -92,40 +91,26 @@ def load_weights(
     pieces = list(layout.pieces())
     with closing(checkpoint):
         checkpoint.check(pieces, layout.ignored, layout.prefix)
-        return _Loader(checkpoint, shard, dtype, kernels, len(pieces), on_progress, device).decoder(layout)
+        tensors = FusedTensors(checkpoint, shard, dtype, device, fp8, len(pieces), on_progress)
+        return _Loader(tensors, shard, kernels, fp8.stored is not None).decoder(layout)
 
 
 class _Loader:
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        shard: Shard,
-        dtype: torch.dtype,
-        kernels: Kernels,
-        num_pieces: int,
-        on_progress: Progress | None,
-        device: torch.device,
-    ) -> None:
-        self._checkpoint = checkpoint
+    def __init__(self, tensors: FusedTensors, shard: Shard, kernels: Kernels, stored_in_fp8: bool) -> None:
+        self._tensors = tensors
         self._shard = shard
-        self._dtype = dtype
-        self._pack = kernels.pack_linear
-        self._pack_layer = kernels.pack_layer_linear
-        self._pack_experts = kernels.pack_experts
-        self._num_pieces = num_pieces
-        self._num_loaded = 0
-        self._on_progress = on_progress
-        self._device = device
+        self._kernels = kernels
+        self._stored_in_fp8 = stored_in_fp8  # what is wide all the same stays so
 
     def decoder(self, layout: DecoderLayout) -> DecoderWeights:
-        embedding = self._tensor(layout.embedding)
+        embedding = self._tensors.one(layout.embedding)
         return DecoderWeights(
             embedding=embedding,
-            positions=None if layout.positions is None else self._tensor(layout.positions),
-            project_in=None if layout.project_in is None else self._linear(layout.project_in, self._pack),
+            positions=None if layout.positions is None else self._tensors.one(layout.positions),
+            project_in=None if layout.project_in is None else self._linear(layout.project_in),
             layers=tuple(self._layer(layer) for layer in layout.layers),
             final_norm=self._norm(layout.final_norm),
-            project_out=None if layout.project_out is None else self._linear(layout.project_out, self._pack),
+            project_out=None if layout.project_out is None else self._linear(layout.project_out),
             lm_head=self._lm_head(layout, embedding),
         )
 
@@ -134,82 +119,64 @@ class _Loader:
         assert attention_norm is not None, "every layer has one"
         return LayerWeights(
             attention_norm=attention_norm,
-            qkv=self._linear(layout.qkv, self._pack_layer),
+            qkv=self._layer_linear(layout.qkv),
             q_norm=self._norm(layout.q_norm),
             k_norm=self._norm(layout.k_norm),
-            o=self._linear(layout.o, self._pack_layer),
+            o=self._layer_linear(layout.o),
             attention_post_norm=self._norm(layout.attention_post_norm),
             mlp_norm=self._norm(layout.mlp_norm),
             mlp=self._experts(layout.mlp) if isinstance(layout.mlp, ExpertsLayout) else self._mlp(layout.mlp),
             mlp_post_norm=self._norm(layout.mlp_post_norm),
+            kv_scales=self._tensors.kv_scales(layout.qkv.weights[0]),
         )
 
     def _experts(self, layout: ExpertsLayout) -> ExpertsWeights:
-        router = self._linear(layout.router, self._pack)
-        linears = (linear for expert in layout.experts for linear in (expert.gate_up, expert.down))
-        weights = (self._fused(linear.weights) for linear in linears)
-        return ExpertsWeights(router, self._pack_experts(weights, len(layout.experts)))
+        router, num_experts = self._linear(layout.router), len(layout.experts)
+        linears = [linear.weights for expert in layout.experts for linear in (expert.gate_up, expert.down)]
+        if self._tensors.are_fp8(piece for pieces in linears for piece in pieces):
+            return ExpertsWeights(
+                router, self._kernels.pack_experts(map(self._tensors.fused_fp8, linears), num_experts)
+            )
+        pack = self._kernels.pack_experts if not self._stored_in_fp8 else self._kernels.pack_wide_experts
+        return ExpertsWeights(router, pack(map(self._tensors.fused, linears), num_experts))
 
     def _mlp(self, layout: MlpLayout) -> MlpWeights:
-        return MlpWeights(
-            self._linear(layout.gate_up, self._pack_layer), self._linear(layout.down, self._pack_layer)
-        )
+        return MlpWeights(self._layer_linear(layout.gate_up), self._layer_linear(layout.down))
 
     def _norm(self, layout: NormLayout | None) -> NormWeights | None:
         if layout is None:
             return None
         if layout.weight is None:
-            return NormWeights(torch.ones(layout.size, dtype=self._dtype, device=self._device), None)
-        weight = self._read(layout.weight).float()
-        weight = (weight + 1.0 if layout.spec.one_plus else weight).to(self._device, self._dtype, copy=True)
-        return NormWeights(weight, None if layout.bias is None else self._tensor(layout.bias))
+            return NormWeights(self._tensors.ones(layout.size), None)
+        weight = self._tensors.one(layout.weight, plus=1.0 if layout.spec.one_plus else 0.0)
+        return NormWeights(weight, None if layout.bias is None else self._tensors.one(layout.bias))
 
-    def _linear(self, layout: LinearLayout, pack: PackLinear) -> Linear:
-        weight = self._fused(layout.weights)
-        bias = self._fused(layout.biases) if layout.biases else None
-        if layout.summed and self._shard.rank > 0:
-            bias = None  # read all the same, for the sake of the progress; added once, by rank 0
-        return pack(weight, bias)
+    def _layer_linear(self, layout: LinearLayout) -> Linear:
+        """In fp8 where the checkpoint is, or where it is wide throughout and fp8 was asked for."""
+        if self._tensors.are_fp8(layout.weights):
+            return self._kernels.pack_layer_linear(
+                self._tensors.fused_fp8(layout.weights), self._bias(layout)
+            )
+        if self._stored_in_fp8:
+            return self._linear(layout)
+        return self._kernels.pack_layer_linear(self._tensors.fused(layout.weights), self._bias(layout))
+
+    def _linear(self, layout: LinearLayout) -> Linear:
+        return self._kernels.pack_linear(self._tensors.fused(layout.weights), self._bias(layout))
+
+    def _bias(self, layout: LinearLayout) -> Tensor | None:
+        """Read by all ranks, for the sake of the progress. A sum's is added once, by rank 0."""
+        bias = self._tensors.fused(layout.biases) if layout.biases else None
+        return None if layout.summed and self._shard.rank > 0 else bias
 
     def _lm_head(self, layout: DecoderLayout, embedding: Tensor) -> Linear:
         """Every rank's part is as wide as the first one's, so that they can be gathered."""
         vocabulary, size = layout.embedding.shape
         width = -(-vocabulary // self._shard.size)
         if layout.lm_head is not None:
-            return self._pack(self._filled((layout.lm_head,), width), None)
+            return self._kernels.pack_linear(self._tensors.filled((layout.lm_head,), width), None)
         (own,) = divided_vocabulary(layout.embedding.name, (vocabulary, size)).parts(self._shard)
         part = embedding[own]
         if len(part) < width:
             part = torch.cat([part, part.new_zeros(width - len(part), size)])
-        return self._pack(part, None)
-
-    def _tensor(self, piece: Piece) -> Tensor:
-        return self._fused((piece,))
-
-    def _fused(self, pieces: tuple[Piece, ...]) -> Tensor:
-        """Several tensors one below the other."""
-        return self._filled(pieces, sum(piece.part_shape(self._shard)[0] for piece in pieces))
-
-    def _filled(self, pieces: tuple[Piece, ...], num_rows: int) -> Tensor:
-        """Each piece copied once to its place; what they leave free at the end is zero."""
-        shape = (num_rows, *pieces[0].part_shape(self._shard)[1:])
-        fused = self._empty(shape)
-        end = 0
-        for piece in pieces:
-            start, end = end, end + piece.part_shape(self._shard)[0]
-            fused[start:end].copy_(self._read(piece))
-        fused[end:].zero_()
-        return fused
-
-    def _empty(self, shape: tuple[int, ...]) -> Tensor:
-        if self._device.type == "cpu":
-            return empty_pages(shape, self._dtype)
-        return torch.empty(shape, dtype=self._dtype, device=self._device)
-
-    def _read(self, piece: Piece) -> Tensor:
-        """What safetensors hands out may be a view of the file."""
-        tensor = self._checkpoint.read(piece, self._shard)
-        self._num_loaded += 1
-        if self._on_progress is not None:
-            self._on_progress(self._num_loaded, self._num_pieces)
-        return tensor
+        return self._kernels.pack_linear(part, None)

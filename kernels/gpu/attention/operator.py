@@ -39,14 +39,12 @@ class TritonPagedAttention:
         variant: AttentionVariant,
         planner: AttentionPlanner,
         partials: Partials,
-        kv_scales: Tensor | None = None,  # [2, kv_heads] fp32
     ) -> None:
         assert variant.scale > 0, f"a scale of {variant.scale} would turn the largest score into the smallest"
         assert len(partials.sums) >= planner.num_slots, "the planner counts on more slots than there are"
         self._variant = variant
         self._planner = planner
         self._partials = partials
-        self._kv_scales = kv_scales
         self._slopes = slopes_of(variant, partials.sums.device)
 
     def plan(self, rows: Sequence[QueryRow], block_tables: Tensor) -> TritonAttentionPlan:
@@ -62,6 +60,7 @@ class TritonPagedAttention:
         q: Tensor,  # [tokens, q_heads, head_dim]
         kv: Tensor,  # [2, num_blocks, kv_heads, block_size, head_dim]
         plan: TritonAttentionPlan,
+        kv_scales: Tensor | None = None,  # [2, kv_heads] fp32
     ) -> Tensor:  # [tokens, q_heads · head_dim]
         own = torch.empty_like(q, memory_format=torch.contiguous_format) if plan.out is None else plan.out
         out = own[: len(q)]
@@ -76,6 +75,6 @@ class TritonPagedAttention:
                 each.launch,
                 out.view(q.shape),
                 self._partials,
-                self._kv_scales,
+                kv_scales,
             )
         return out.view(len(q), -1)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from kernels.gpu.compilation import FEW_ROWS, MANY_ROWS, PINNED_OPTIONS, TARGETS, Compiled
 from kernels.gpu.experts.order import SortedPairs
+from kernels.gpu.fp8_types import FP8_TYPES
 from kernels.gpu.linear.fixed_order_matmul import (
     FP8_INSTRUCTIONS,
     FP8_TILE,
@@ -201,8 +202,7 @@ COMPILED = (
         for dtype, num_bytes, from_tokens, many_rows, targets in (
             ("bf16", 2, True, MANY_ROWS, tuple(TARGETS)),
             ("bf16", 2, False, MANY_ROWS, tuple(TARGETS)),
-            ("fp8e4nv", 1, False, FP8_INSTRUCTIONS, ("sm_90", "sm_100")),
-            ("fp8e4b8", 1, False, FP8_INSTRUCTIONS, ("gfx942",)),
+            *((fp8.name, 1, False, FP8_INSTRUCTIONS, fp8.targets) for fp8 in FP8_TYPES),
         )
         for tile in TILES[num_bytes]
     ),

@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.gpu.compilation import PINNED_OPTIONS, Compiled
+from kernels.gpu.row_block import assert_packed
 
 _BLOCK = 2048  # pairs that are looked at together: all those of 256 tokens with 8 experts each
 _WARPS = 8
@@ -76,7 +77,7 @@ def sort_by_expert(
     num_experts: int,
     tile_rows: int,
 ) -> SortedPairs:
-    assert chosen.is_contiguous(), "the choices must lie in one piece"
+    assert_packed("the choices", chosen, *chosen.shape)
     num_pairs = chosen.numel()
     # Every pair alone in a tile; or each expert's last tile as good as empty.
     num_tiles = min(num_pairs, num_pairs // tile_rows + num_experts)

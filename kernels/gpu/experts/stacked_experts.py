@@ -20,6 +20,7 @@ from kernels.gpu.experts.order import SortedPairs, sort_by_expert
 from kernels.gpu.experts.weighted_sum import sum_of_experts
 from kernels.gpu.linear.fixed_order_matmul import Tile
 from kernels.gpu.linear.quantize_fp8 import quantize_fp8
+from kernels.quantize_fp8 import Fp8Weight, Weight
 
 
 class StackedExperts:
@@ -27,7 +28,7 @@ class StackedExperts:
 
     def __init__(
         self,
-        weights: Iterable[Tensor],
+        weights: Iterable[Weight],
         num_experts: int,
         fp8_dtype: torch.dtype | None = None,
         deterministic: bool = False,
@@ -73,15 +74,20 @@ class _Stack:
     scales: Tensor | None  # [experts, outputs, 1] fp32, of fp8 weights
 
     @classmethod
-    def of(cls, num_experts: int, like: Tensor, fp8_dtype: torch.dtype | None) -> _Stack:
+    def of(cls, num_experts: int, first: Weight, fp8_dtype: torch.dtype | None) -> _Stack:
+        like = first.numbers if isinstance(first, Fp8Weight) else first
         shape = (num_experts, *like.shape)
         if fp8_dtype is None:
             return cls(like.new_empty(shape), None)
         scales = like.new_empty(num_experts, len(like), 1, dtype=torch.float32)
         return cls(like.new_empty(shape, dtype=fp8_dtype), scales)
 
-    def put(self, expert: int, weight: Tensor) -> None:
-        if self.scales is None:
+    def put(self, expert: int, weight: Weight) -> None:
+        if isinstance(weight, Fp8Weight):
+            assert self.scales is not None, "whoever has experts in fp8 says so"
+            self.weight[expert].view(torch.uint8).copy_(weight.numbers.view(torch.uint8))
+            self.scales[expert].copy_(weight.scales)
+        elif self.scales is None:
             self.weight[expert].copy_(weight)
         else:
             quantize_fp8(weight, self.weight.dtype, (self.weight[expert], self.scales[expert]))

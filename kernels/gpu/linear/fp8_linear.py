@@ -12,10 +12,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from kernels.gpu.fp8_types import E4M3, E4M3_FNUZ
 from kernels.gpu.linear.fixed_order_linear import tiles_agree
 from kernels.gpu.linear.fixed_order_matmul import FP8_INSTRUCTIONS, FP8_TILE, Tile, compiled, fp8_matmul
 from kernels.gpu.linear.quantize_fp8 import quantize_fp8
 from kernels.linear import Linear
+from kernels.quantize_fp8 import Fp8Weight, Weight
 
 # Half as wide as `FP8_TILE`, so that a weight keeps twice the processors busy; five stages of it, 80 KB, are on their
 # way at a time, and two programs fit a processor of sm_90. Compiled, never run.
@@ -71,22 +73,26 @@ class Fp8Packer:
         deterministic: bool,
     ) -> None:
         """`deterministic`: a row's bits depend on the row alone."""
+        self._dtype = dtype
         self._fp8_dtype = fp8_dtype
         self._deterministic = deterministic
         self._has_library = not deterministic and library_works(device, dtype, fp8_dtype)
         self._agreeing: dict[torch.Size, bool] = {}
 
-    def pack(self, weight: Tensor, bias: Tensor | None) -> Linear:
+    def pack(self, weight: Weight, bias: Tensor | None) -> Linear:
         """Waits for the device where mode is deterministic and the shape new."""
-        quantized, scales = quantize_fp8(weight, self._fp8_dtype)
-        if self._has_library and not any(size % _LIBRARY_MULTIPLE for size in weight.shape):
+        if not isinstance(weight, Fp8Weight):
+            weight = Fp8Weight(*quantize_fp8(weight, self._fp8_dtype))
+        quantized, scales = weight
+        if self._has_library and not any(size % _LIBRARY_MULTIPLE for size in quantized.shape):
             return LibraryFp8Linear(quantized, scales, bias)
-        few = not self._deterministic or self._agree(weight)
+        few = not self._deterministic or self._agree(quantized)
         return Fp8Linear(quantized, scales, bias, FP8_FEW_ROWS_TILE if few else FP8_TILE)
 
     def _agree(self, weight: Tensor) -> bool:
         if weight.shape not in self._agreeing:
-            self._agreeing[weight.shape] = tiles_agree(weight, FP8_FEW_ROWS_TILE, FP8_TILE, self._multiply)
+            like = weight.new_empty(1, dtype=self._dtype).expand(weight.shape)
+            self._agreeing[weight.shape] = tiles_agree(like, FP8_FEW_ROWS_TILE, FP8_TILE, self._multiply)
         return self._agreeing[weight.shape]
 
     def _multiply(self, x: Tensor, weight: Tensor, out: Tensor, tile: Tile) -> None:
@@ -120,16 +126,10 @@ def _probes(
         yield LibraryFp8Linear(weight, scales, bias)(x).float(), meant + bias.float()
 
 
-COMPILED = (
-    compiled(
-        "fp8_matmul e4m3, few rows",
-        "fp8e4nv",
-        FP8_FEW_ROWS_TILE,
-        FP8_INSTRUCTIONS,
-        "bf16",
-        ("sm_90", "sm_100"),
-    ),
-    compiled(
-        "fp8_matmul e4m3fnuz, few rows", "fp8e4b8", FP8_FEW_ROWS_TILE, FP8_INSTRUCTIONS, "bf16", ("gfx942",)
-    ),
+COMPILED = tuple(
+    compiled(name, fp8.name, FP8_FEW_ROWS_TILE, FP8_INSTRUCTIONS, "bf16", fp8.targets)
+    for name, fp8 in (
+        ("fp8_matmul e4m3, few rows", E4M3),
+        ("fp8_matmul e4m3fnuz, few rows", E4M3_FNUZ),
+    )
 )

@@ -10,6 +10,7 @@ import math
 import os
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,10 +21,15 @@ from torch import Tensor
 from kernels.dispatch import select_kernels
 from kernels.experts import GroupedExperts
 from kernels.linear import Linear
+from kernels.quantize_fp8 import Weight
 from workers.model.checkpoint import open_checkpoint
 from workers.model.families.registry import find_family
+from workers.model.fp8_format import read_fp8_format
+from workers.model.fp8_pieces import SCALE_NAMES
+from workers.model.fused_tensors import Fp8Use
 from workers.model.hf_config import read_config
 from workers.model.weight_layout import decoder_layout
+from workers.model.weight_piece import Piece
 from workers.model.weights import load_weights
 from workers.shard import Shard
 
@@ -57,6 +63,10 @@ class AnonymousMemory:
         self._thread.join()
 
 
+def is_of_layer(piece: Piece) -> bool:
+    return ".layers." in piece.name and len(piece.shape) == 2
+
+
 def main(directory: str, rank: str, num_ranks: str, dtype_name: str) -> None:
     torch.set_num_threads(1)
     dtype: torch.dtype = getattr(torch, dtype_name)
@@ -64,24 +74,36 @@ def main(directory: str, rank: str, num_ranks: str, dtype_name: str) -> None:
     config = read_config(Path(directory))
     family = find_family(config)
     layout = decoder_layout(family.spec(config), family.names(config))
-    kernels = select_kernels(dtype, block_size=16, token_elements=1, variants=())
-    sizes = [math.prod(piece.part_shape(shard)) * dtype.itemsize for piece in layout.pieces()]
+    stored = read_fp8_format(config)
+    fp8 = Fp8Use(stored, None if stored is None else torch.float8_e4m3fn)
+    if stored is not None:
+        layout = replace(layout, ignored=(*layout.ignored, *SCALE_NAMES))
+    kernels = select_kernels(
+        dtype, block_size=16, token_elements=1, variants=(), fp8_weights=stored is not None
+    )
+    sizes = [
+        math.prod(piece.part_shape(shard)) * (1 if stored and is_of_layer(piece) else dtype.itemsize)
+        for piece in layout.pieces()
+    ]
     with AnonymousMemory() as memory, torch.inference_mode():
 
-        def pack(weight: Tensor, bias: Tensor | None) -> Linear:
-            packed = kernels.pack_linear(weight, bias)
-            memory.look()  # the plain weight and the packed one are both there
-            return packed
+        def watch(pack: Callable[..., Linear]) -> Callable[..., Linear]:
+            def watched(weight: Weight, bias: Tensor | None) -> Linear:
+                packed = pack(weight, bias)
+                memory.look()  # the plain weight and the packed one are both there
+                return packed
+
+            return watched
 
         watched = replace(
             kernels,
-            pack_linear=pack,
-            pack_layer_linear=pack,
-            pack_experts=partial(GroupedExperts, pack=pack),
+            pack_linear=watch(kernels.pack_linear),
+            pack_layer_linear=watch(kernels.pack_layer_linear),
+            pack_experts=partial(GroupedExperts, pack=watch(kernels.pack_layer_linear)),
         )
 
         checkpoint = open_checkpoint(Path(directory), "auto", seed=0)
-        weights = load_weights(checkpoint, layout, shard, dtype, watched, lambda *_: memory.look())
+        weights = load_weights(checkpoint, layout, shard, dtype, watched, lambda *_: memory.look(), fp8=fp8)
         end_bytes = memory.now()
     assert weights.layers
     found = {

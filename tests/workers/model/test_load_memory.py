@@ -86,6 +86,25 @@ def test_loading_takes_little_more_memory_than_the_weights(
     assert found["end"] < 1.05 * found["weights"] + found["largest"], found
 
 
+def test_weights_in_fp8_are_never_wide_all_at_once(tmp_path: Path) -> None:
+    """Those of MLPs are in blocks, which are quantised again."""
+    said = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"quantization_config": said}))
+    config = HfConfig(CONFIG, "config.json")
+    tensors = {}
+    for piece in decoder_layout(llama.spec(config), llama.names(config)).pieces():
+        of_layer = ".layers." in piece.name and len(piece.shape) == 2
+        dtype = torch.float8_e4m3fn if of_layer else torch.bfloat16
+        tensors[piece.name] = torch.zeros(piece.shape, dtype=dtype)
+        if of_layer:
+            grid = [size // 128 for size in piece.shape] if ".mlp." in piece.name else [piece.shape[0], 1]
+            tensors[f"{piece.name}_scale"] = torch.ones(grid)
+    save_file(tensors, tmp_path / "model.safetensors")
+    found = measure(tmp_path, (0, 1), "bfloat16")
+    assert found["peak"] < 1.15 * found["weights"] + found["largest"], found
+    assert found["end"] < 1.05 * found["weights"] + found["largest"], found
+
+
 def measure(directory: Path, shard: tuple[int, int], dtype: str) -> dict[str, int]:
     script = str(Path(__file__).with_name("load_memory.py"))
     command = [sys.executable, script, str(directory), *map(str, shard), dtype]

@@ -177,7 +177,7 @@ def test_an_unknown_architecture_is_refused_with_those_known() -> None:
 
 
 def test_quantized_weights_are_refused() -> None:
-    with pytest.raises(UnsupportedModel, match="quantized"):
+    with pytest.raises(UnsupportedModel, match="quantized by gptq"):
         find_family(config(quantization_config={"quant_method": "gptq"}))
 
 

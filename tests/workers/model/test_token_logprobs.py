@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 import torch
 
@@ -21,8 +22,8 @@ def sample(params: Sequence[SamplingParams]) -> Drawn:
     sampler = Sampler(VOCABULARY, (2,), len(params))
     for row, sampling in enumerate(params):
         sampler.start(RowStart(row, pack_tokens([3, 4]), b"", sampling, row))
-    rows = torch.arange(len(params))
-    return sampler.sample(LOGITS.expand(len(params), -1).clone(), rows, torch.full_like(rows, 2))
+    positions = torch.full((len(params),), 2)
+    return sampler.sample(LOGITS.expand(len(params), -1).clone(), np.arange(len(params)), positions)
 
 
 def score(logits: torch.Tensor, tokens: Sequence[int], num_best: int) -> tuple[TokenLogprob, ...]:

@@ -20,6 +20,7 @@ from workers.model.families import (
     qwen3,
     qwen3_moe,
 )
+from workers.model.fp8_format import read_fp8_format
 from workers.model.hf_config import HfConfig
 from workers.model.model_spec import ModelSpec, WeightNames
 
@@ -50,13 +51,10 @@ FAMILIES = {
 
 
 def find_family(config: HfConfig) -> Family:
-    """Raises UnsupportedModel with the architectures that are known."""
+    """Raises UnsupportedModel with the architectures that are known, or the ways of storing weights."""
     family = FAMILIES.get(config.architecture)
     if family is None:
         known = ", ".join(sorted(FAMILIES))
         raise config.unsupported(f"its architecture is {config.architecture}; known are {known}")
-    if config.section("quantization_config"):
-        raise config.unsupported(
-            "its weights are quantized; use a checkpoint in bfloat16, float16 or float32"
-        )
+    read_fp8_format(config)
     return family

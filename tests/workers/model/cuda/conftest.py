@@ -1,4 +1,4 @@
-"""The runner for GPUs on a CPU: over kernels that mean the same in plain torch, and a device that finds hasty reading.
+"""The runner for GPUs on a CPU: over kernels that mean the same in plain torch, and the devices of `host_devices.py`.
 
 The kernels write what they must and nothing else: what padding leaves behind is NaN.
 """
@@ -22,22 +22,24 @@ from kernels.counter_random import uniform
 from kernels.cut import Cuts, cut
 from kernels.dispatch import Kernels
 from kernels.edited_rows import EditedRows
+from kernels.fp8_linear import Fp8Packer
 from kernels.linear import PlainLinear
 from kernels.log_probabilities import log_probabilities
 from kernels.naive_attention import attend_naively
 from kernels.sample import draw
-from workers.model.cuda.device import Event, PlainDevice
+from tests.workers.model.cuda.host_devices import PlainDevice, StrictDevice
 from workers.model.runner_config import RunnerConfig
 from workers.tensor_parallel import TensorParallelGroup
 
 if find_spec("triton") is None:
     collect_ignore_glob = ["test_*.py"]
 else:
+    from triton import knobs
+
     from kernels.gpu.kernel_table import GpuKernels, GpuSizes, make_planner
     from kernels.gpu.sampling.weights import SamplingRows
+    from tests.kernels.gpu.checked_launches import LaunchChecker
     from workers.model.cuda_runner import CudaRunner
-
-MEMORY_BYTES = 64 << 20
 
 
 class PlainAttention:
@@ -47,7 +49,9 @@ class PlainAttention:
     def plan(self, rows: Sequence[QueryRow], block_tables: Tensor) -> Any:
         raise AssertionError("the runner plans for all attentions at once")
 
-    def run(self, q: Tensor, kv: Tensor, plan: Any) -> Tensor:
+    def run(self, q: Tensor, kv: Tensor, plan: Any, kv_scales: Tensor | None = None) -> Tensor:
+        if kv_scales is not None:
+            kv = kv.float() * kv_scales[:, None, :, None, None]
         out = torch.full((len(q), q.shape[1] * q.shape[2]), torch.nan)
         for each in plan.launches:
             for row, token, count, _, start in each.tiles[:, : each.launch.num_tiles].T.tolist():
@@ -59,23 +63,36 @@ class PlainAttention:
         return out
 
 
-def kv_write(qkv: Tensor, kv: Tensor, slots: Tensor) -> None:
+def kv_write(qkv: Tensor, kv: Tensor, slots: Tensor, *, scales: Tensor | None = None) -> None:
     kept, kv_heads, block_size = slots >= 0, kv.shape[2], kv.shape[3]
     blocks, offsets = slots[kept] // block_size, slots[kept] % block_size
     new = qkv[kept, -2 * kv_heads :]
     if kv.dtype.itemsize == 1:
         largest = torch.finfo(kv.dtype).max
-        new = new.float().clamp(-largest, largest).to(kv.dtype).view(torch.uint8)
+        divided = new.float() if scales is None else new.float() / scales.view(-1, 1)
+        new = divided.clamp(-largest, largest).to(kv.dtype).view(torch.uint8)
         kv = kv.view(torch.uint8)
     kv[0][blocks, :, offsets] = new[:, :kv_heads]
     kv[1][blocks, :, offsets] = new[:, kv_heads:]
 
 
-def rope_kv_write(qkv: Tensor, cos: Tensor, sin: Tensor, kv: Tensor, slots: Tensor) -> None:
+def rope_kv_write(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    kv: Tensor,
+    slots: Tensor,
+    *,
+    scales: Tensor | None = None,
+    norm: Tensor | None = None,
+    eps: float = 0.0,
+) -> None:
     dims = cos.shape[2]
+    if norm is not None:
+        add_rms_norm.rms_norm_heads(qkv[:, : len(norm)], norm, eps)
     turned = qkv[:, : -kv.shape[2], :dims]
     turned.copy_(turned * cos + turned.roll(dims // 2, -1) * sin)
-    kv_write(qkv, kv, slots)
+    kv_write(qkv, kv, slots, scales=scales)
 
 
 def copy_blocks(kv: Tensor, sources: Tensor, destinations: Tensor) -> None:
@@ -131,6 +148,7 @@ class PlainDraw:
 
 
 def select_plain_kernels(sizes: GpuSizes, variants: Sequence[AttentionVariant]) -> GpuKernels:
+    pack_layer: Any = PlainLinear if sizes.fp8_weights is None else Fp8Packer(sizes.deterministic).pack
     return GpuKernels(
         decoder=Kernels(
             attentions=tuple(map(PlainAttention, variants)),
@@ -138,85 +156,21 @@ def select_plain_kernels(sizes: GpuSizes, variants: Sequence[AttentionVariant]) 
             kv_write=kv_write,
             add_rms_norm=add_rms_norm.add_rms_norm,
             rms_norm=add_rms_norm.rms_norm,
-            rms_norm_heads=add_rms_norm.rms_norm_heads,
             layer_norm=layer_norm.layer_norm,
             activations=activations.ACTIVATIONS,
             gated_activations=activations.GATED_ACTIVATIONS,
             choose_experts=experts.choose_experts,
             copy_blocks=copy_blocks,
             pack_linear=PlainLinear,
-            pack_layer_linear=PlainLinear,
-            pack_experts=partial(experts.GroupedExperts, pack=PlainLinear),
+            pack_layer_linear=pack_layer,
+            pack_experts=partial(experts.GroupedExperts, pack=pack_layer),
+            pack_wide_experts=partial(experts.GroupedExperts, pack=PlainLinear),
         ),
         planner=make_planner(sizes),
         apply_deltas=apply_deltas.apply_deltas,
         keep_newest=keep_newest.keep_newest,
         draw=PlainDraw(),
     )
-
-
-class HastyReading(AssertionError):
-    """Memory was written, or read, while a copy of it was under way."""
-
-
-class _Copy:
-    """Under way until somebody waits for it."""
-
-    def __init__(self, source: Tensor, finish: Callable[[Tensor], None]) -> None:
-        self.source, self.held = source, source.clone()
-        self.finish = finish
-        self.done = False
-        self.may_change = False  # what writes to the source later waits for this by itself
-
-    @torch.inference_mode()
-    def wait(self) -> None:
-        if self.done:
-            return
-        if not self.may_change and not torch.equal(self.source, self.held):
-            raise HastyReading("a copy's source was written before it had been read")
-        self.finish(self.held)
-        self.done = True
-
-
-class StrictDevice(PlainDevice):
-    """What a copy brings is nowhere to be seen before its event was waited for, and its source may not change."""
-
-    def __init__(self, memory_bytes: int = MEMORY_BYTES) -> None:
-        super().__init__(memory_bytes)
-        self.num_uploads = 0
-        self.num_graphs = 0
-        self.num_replays = 0
-        self._uploads: dict[int, _Copy] = {}
-        self._downloads: list[_Copy] = []
-
-    def upload(self, source: Tensor, target: Tensor) -> Event:
-        before = self._uploads.get(source.data_ptr())
-        if before is not None and not before.done:
-            raise HastyReading("a staging buffer was written again before its copy was waited for")
-        target.copy_(source)
-        self.num_uploads += 1
-        copy = self._uploads[source.data_ptr()] = _Copy(source, lambda _: None)
-        return copy
-
-    def download(self, source: Tensor, target: Tensor) -> Event:
-        target.fill_(-1)
-        copy = _Copy(source, target.copy_)
-        self._downloads = [*(each for each in self._downloads if not each.done), copy]
-        return copy
-
-    def capture(self, run: Callable[[], None]) -> Callable[[], None]:
-        self.num_graphs += 1
-        run()
-
-        def replay() -> None:
-            self.num_replays += 1
-            run()
-
-        return replay
-
-    def await_downloads(self) -> None:
-        for each in self._downloads:
-            each.may_change = True
 
 
 class Waiting:
@@ -233,8 +187,18 @@ class Waiting:
 OpenCudaRunner = Callable[..., "CudaRunner"]
 
 
+@pytest.fixture(autouse=True)
+def launch_checker(monkeypatch: pytest.MonkeyPatch) -> LaunchChecker:
+    checker = LaunchChecker()
+    if knobs.runtime.interpret:
+        checker.patch(monkeypatch)
+    return checker
+
+
 @pytest.fixture
-def open_cuda_runner(make_checkpoint: Callable[[str], Path]) -> Iterator[OpenCudaRunner]:
+def open_cuda_runner(
+    make_checkpoint: Callable[[str], Path], launch_checker: LaunchChecker
+) -> Iterator[OpenCudaRunner]:
     """Like `open_runner`, over plain kernels if no others are given."""
     opened: list[CudaRunner] = []
 
@@ -255,15 +219,16 @@ def open_cuda_runner(make_checkpoint: Callable[[str], Path]) -> Iterator[OpenCud
             "kv_cache_memory_bytes": 4 << 20,
             **config,
         }
-        opened.append(
-            CudaRunner(
+        # The step that measures memory stores every token in one slot, which nobody reads.
+        with launch_checker.forgiving_races():
+            runner = CudaRunner(
                 RunnerConfig(path, **given),
                 group or TensorParallelGroup(),
                 device or StrictDevice(),
                 select_kernels=select_kernels,
             )
-        )
-        return opened[-1]
+        opened.append(runner)
+        return runner
 
     yield open_one
     for runner in opened:
@@ -273,6 +238,11 @@ def open_cuda_runner(make_checkpoint: Callable[[str], Path]) -> Iterator[OpenCud
 @pytest.fixture
 def drive_cuda(drive: Any) -> Callable[..., Any]:
     return lambda runner: drive(Waiting(runner))
+
+
+@pytest.fixture
+def cpu_device() -> type[PlainDevice]:
+    return PlainDevice
 
 
 @pytest.fixture

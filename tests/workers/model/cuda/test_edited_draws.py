@@ -15,11 +15,9 @@ from triton import knobs
 
 from kernels.gpu.sampling.token_draw import TokenDraw
 from kernels.keep_newest import keep_newest
-from kernels.log_probabilities import NUM_SCORES
 from protocol.messages import TokenLogprob
 from protocol.sampling import SamplingParams
 from protocol.tokens import pack_tokens
-from workers.model.cuda.arrived_scores import read_scores
 from workers.model.cuda.device_sampler import DeviceSampler
 from workers.model.cuda.step_upload import StepUpload
 from workers.model.cuda.token_head import DrawKind, TokenHead
@@ -117,7 +115,7 @@ class Cpu:
 
     def step(self, rows: Sequence[int], num_generated: Sequence[int]) -> tuple[list[int], Any]:
         logits, positions = LOGITS.expand(len(rows), -1).clone(), len(PROMPT) + torch.tensor(num_generated)
-        drawn = self.sampler.sample(logits, torch.tensor(rows), positions)
+        drawn = self.sampler.sample(logits, np.array(rows), positions)
         return drawn.token_ids.tolist(), dict(drawn.logprobs)
 
 
@@ -288,17 +286,3 @@ def test_more_entries_than_an_upload_holds_come_by_several(plain_device: OpenDev
     assert device.device.num_uploads - before > 5
     best[tokens[0] + 1] = -torch.inf  # of a word that has begun
     assert device.step([0], 1)[0] == [int(best.argmax())]
-
-
-@pytest.mark.skipif(not knobs.runtime.interpret, reason="TRITON_INTERPRET=1 was not set")
-def test_more_tokens_are_scored_than_there_is_scratch_for(plain_draw: Any) -> None:
-    logits, tokens = torch.randn(5, VOCABULARY), torch.arange(5)
-    num_best = torch.tensor([3, -1, 0, 2, 1], dtype=torch.int32)
-    found, expected = (torch.full((5, NUM_SCORES), -9, dtype=torch.int32) for _ in range(2))
-    TokenDraw(1, VOCABULARY, torch.device("cpu"), scored_rows=2).score(logits, tokens, num_best, found)
-    plain_draw().score(logits, tokens, num_best, expected)
-    asked = num_best >= 0
-    widths = num_best[asked].tolist()
-    for place, entry in enumerate(read_scores(expected[asked].numpy(), widths)):
-        assert_alike({0: read_scores(found[asked].numpy(), widths)[place]}, {0: entry})
-    assert (found[~asked] == -9).all()
