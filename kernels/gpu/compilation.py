@@ -101,6 +101,14 @@ def measure(compiled: Compiled, target: str) -> Usage:
     return _read_cubin(code) if "cubin" in code.asm else _read_amd(code)
 
 
+def disassemble(compiled: Compiled, target: str) -> str:
+    """Machine code of an NVIDIA target as text, which `machine_code.py` reads."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(_compile(compiled, target).asm["cubin"])
+        file.flush()
+        return _run(triton.knobs.nvidia.nvdisasm.path, "-c", file.name)
+
+
 def _compile(compiled: Compiled, target: str) -> Any:
     parameters: list[str] = compiled.kernel.arg_names
     constexprs = compiled.constexprs

@@ -13,10 +13,11 @@ from kernels.gpu.attention.paged_attention import constants, paged_attention_ker
 from kernels.gpu.attention.plan import AttentionShape
 from kernels.gpu.attention.shapes import DECODE_SPLIT, attention_shapes
 from kernels.gpu.compilation import FEW_ROWS, MANY_ROWS, TARGETS, Compiled
+from kernels.gpu.fp8_types import FP8_TYPES
 
 _PLAIN = AttentionVariant(1.0)
 _INTEGERS = ("q_stride", "block_stride", "table_stride", "tiles_stride", "program_tokens", "window")
-_FLOAT8 = {"sm_90": "fp8e4nv", "sm_100": "fp8e4nv", "gfx942": "fp8e4b8"}
+_FLOAT8 = {target: fp8.name for fp8 in FP8_TYPES for target in fp8.targets}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ class _Use:
             "tiles_ptr": "*i32",
             "starts_ptr": "*i32",
             "slopes_ptr": "*fp32" if self.variant.alibi_slopes else None,
-            "kv_scales_ptr": None,
+            "kv_scales_ptr": "*fp32" if self.float8 else None,
             "sums_ptr": "*fp32",
             "stats_ptr": "*fp32",
             **dict.fromkeys(_INTEGERS, "i32"),
@@ -68,7 +69,8 @@ class _Use:
         )
         return Compiled(
             name=f"attention {self.name}, {stored},"
-            f" M{shape.block_m} N{shape.block_n} D{self.head_dim} G{self.group} B{self.block_size}",
+            f" M{shape.block_m} N{shape.block_n} D{self.head_dim} G{self.group} B{self.block_size}"
+            f" W{shape.num_warps} S{shape.num_stages}",
             kernel=paged_attention_kernel,
             types={name: given for name, given in types.items() if given is not None},
             constexprs=compiled_for | {name: None for name, given in types.items() if given is None},
@@ -87,12 +89,13 @@ def _combine(head_dim: int, windowed: bool) -> Compiled:
         "out_ptr": "*bf16",
         "tiles_ptr": "*i32",
         "starts_ptr": "*i32",
+        "kv_scales_ptr": "*fp32",
     }
     return Compiled(
         name=f"attention combine{' windowed' if windowed else ''}, bf16 D{head_dim}",
         kernel=combine_splits_kernel,
         types=pointers | dict.fromkeys(("tiles_stride", "num_heads", "window"), "i32"),
-        constexprs=combine_constants(DECODE_SPLIT, 4, head_dim, windowed) | {"kv_scales_ptr": None},
+        constexprs=combine_constants(DECODE_SPLIT, 4, head_dim, windowed),
         num_warps=COMBINE_WARPS,
     )
 

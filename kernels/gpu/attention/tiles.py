@@ -109,12 +109,16 @@ def _attend_tiles(
         keys = key + offs_n
         # Keys that no query sees are not read: an unwritten block may hold anything, and 0 · NaN is not 0.
         mask_n = (keys >= first_key) & (keys <= last_position) if MASKED else None
-        if BLOCK_SIZE % BLOCK_N == 0:  # the tile lies in one block
-            blocks = tl.load(table_ptr + key // BLOCK_SIZE)
+        if BLOCK_SIZE % BLOCK_N == 0:  # the tile lies in one block, within which 32 bits are enough
+            block = tl.load(table_ptr + key // BLOCK_SIZE)
+            offs_tile = block.to(tl.int64) * block_stride + key % BLOCK_SIZE * HEAD_DIM
+            offs_kv = (offs_n * HEAD_DIM)[:, None] + offs_d
         else:
             blocks = tl.load(table_ptr + keys // BLOCK_SIZE, mask_n)
-        offs_kv = (blocks.to(tl.int64) * block_stride + keys % BLOCK_SIZE * HEAD_DIM)[:, None] + offs_d
-        k = _load_tile(k_ptr, offs_kv, mask_n, HEAD_DIM).to(q.dtype)
+            offs_tile = 0
+            offs_block = (offs_n if BLOCK_N % BLOCK_SIZE == 0 else keys) % BLOCK_SIZE
+            offs_kv = (blocks.to(tl.int64) * block_stride + offs_block * HEAD_DIM)[:, None] + offs_d
+        k = _widen(_load_tile(k_ptr + offs_tile, offs_kv, mask_n, HEAD_DIM), q.dtype)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee")  # (BLOCK_M, BLOCK_N)
         if SCALED:
             scores = _shape_scores(scores, keys, positions, slopes, scoring, CAPPED, ALIBI)
@@ -130,7 +134,7 @@ def _attend_tiles(
         weights = tl.exp2(shifted)
         kept = tl.exp2(maximum - finite)
         total = tl.fma(total, kept, tl.sum(weights, 1))
-        v = _load_tile(v_ptr, offs_kv, mask_n, HEAD_DIM).to(q.dtype)
+        v = _widen(_load_tile(v_ptr + offs_tile, offs_kv, mask_n, HEAD_DIM), q.dtype)
         # (BLOCK_M, BLOCK_D)
         acc = tl.dot(weights.to(q.dtype), v, acc * kept[:, None], input_precision="ieee")
         maximum = new_maximum
@@ -146,6 +150,13 @@ def _load_tile(kv_ptr, offs_kv, mask_n, HEAD_DIM: tl.constexpr):  # -> (BLOCK_N,
     if BLOCK_D != HEAD_DIM:
         return tl.load(kv_ptr + offs_kv, tl.broadcast_to(mask_d, offs_kv.shape), 0.0)
     return tl.load(kv_ptr + offs_kv)
+
+
+@triton.jit
+def _widen(tile, dtype: tl.constexpr):
+    """Of 8 bits, by way of 32: from fp16, where such numbers land first, sm_90 has no packed conversion to bf16. Exact
+    either way."""
+    return tile if tile.dtype == dtype else tile.to(tl.float32).to(dtype)
 
 
 @triton.jit

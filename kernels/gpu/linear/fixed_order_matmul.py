@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.gpu.compilation import MANY_ROWS, PINNED_OPTIONS, TARGETS, Compiled
+from kernels.gpu.fp8_types import E4M3, E4M3_FNUZ
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +238,6 @@ FP8_INSTRUCTIONS = {"sm_90": "QGMMA", "sm_100": "UTCQMMA", "gfx942": "MFMA"}
 COMPILED = (
     compiled("fixed_order_matmul bf16", "bf16", TILE, MANY_ROWS),
     compiled("fixed_order_matmul fp32", "fp32", FP32_TILE, None, targets=("sm_80", "sm_90", "sm_100")),
-    compiled("fp8_matmul e4m3", "fp8e4nv", FP8_TILE, FP8_INSTRUCTIONS, "bf16", ("sm_90", "sm_100")),
-    compiled("fp8_matmul e4m3fnuz", "fp8e4b8", FP8_TILE, FP8_INSTRUCTIONS, "bf16", ("gfx942",)),
+    compiled("fp8_matmul e4m3", E4M3.name, FP8_TILE, FP8_INSTRUCTIONS, "bf16", E4M3.targets),
+    compiled("fp8_matmul e4m3fnuz", E4M3_FNUZ.name, FP8_TILE, FP8_INSTRUCTIONS, "bf16", E4M3_FNUZ.targets),
 )

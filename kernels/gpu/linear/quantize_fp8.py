@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.gpu.compilation import PINNED_OPTIONS, Compiled
+from kernels.gpu.fp8_types import FP8_TYPES, Fp8Type
 from kernels.gpu.row_block import assert_packed, assert_rows, row_block
 
 
@@ -67,24 +68,17 @@ def quantize_fp8(
     return out
 
 
-def _compiled(width: int, dtype: torch.dtype, name: str, targets: tuple[str, ...]) -> Compiled:
+def _compiled(width: int, fp8: Fp8Type) -> Compiled:
     block, num_warps = row_block(width)
     return Compiled(
-        name=f"quantize_fp8 bf16 {width} {name}",
+        name=f"quantize_fp8 bf16 {width} {fp8.name}",
         kernel=_quantize_fp8_kernel,
-        types={"rows_ptr": "*bf16", "out_ptr": f"*{name}", "scales_ptr": "*fp32", "rows_stride": "i32"},
-        constexprs={"WIDTH": width, "LARGEST": torch.finfo(dtype).max, "BLOCK": block},
+        types={"rows_ptr": "*bf16", "out_ptr": f"*{fp8.name}", "scales_ptr": "*fp32", "rows_stride": "i32"},
+        constexprs={"WIDTH": width, "LARGEST": torch.finfo(fp8.dtype).max, "BLOCK": block},
         num_warps=num_warps,
         aligned=("rows_stride",),
-        targets=targets,
+        targets=fp8.targets,
     )
 
 
-COMPILED = tuple(
-    compiled
-    for width in (4096, 14336)
-    for compiled in (
-        _compiled(width, torch.float8_e4m3fn, "fp8e4nv", ("sm_90", "sm_100")),
-        _compiled(width, torch.float8_e4m3fnuz, "fp8e4b8", ("gfx942",)),
-    )
-)
+COMPILED = tuple(_compiled(width, fp8) for width in (4096, 14336) for fp8 in FP8_TYPES)

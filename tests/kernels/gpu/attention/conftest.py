@@ -65,12 +65,12 @@ class AttentionStep:
         num_heads, head_dim = self.q.shape[1:]
         partials = Partials.allocate(NUM_SLOTS, num_heads, head_dim, self.q.device)
         partials.sums.fill_(torch.nan)
-        attention = TritonPagedAttention(variant, planner, partials, kv_scales)
+        attention = TritonPagedAttention(variant, planner, partials)
         out = torch.full(
             (len(self.q), num_heads * head_dim), torch.nan, dtype=self.q.dtype, device=self.q.device
         )
         plan = attention.plan(self.rows, self.tables)
-        return attention.run(self.q, self.kv, replace(plan, out=out))
+        return attention.run(self.q, self.kv, replace(plan, out=out), kv_scales)
 
     def part(self, *rows: QueryRow) -> AttentionStep:
         """The queries of these rows alone, each a part of a row of this step."""

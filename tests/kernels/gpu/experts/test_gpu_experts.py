@@ -24,7 +24,7 @@ from kernels.gpu.fp8_types import fp8_dtype_of
 from kernels.gpu.kernel_table import GpuSizes, select_gpu_kernels
 from kernels.gpu.linear.fixed_order_matmul import Tile
 from kernels.linear import PlainLinear
-from kernels.quantize_fp8 import quantize_fp8
+from kernels.quantize_fp8 import Fp8Weight, quantize_fp8
 
 AssertClose = Callable[[Tensor, Tensor], None]
 HALF = torch.float16
@@ -228,8 +228,21 @@ def test_experts_in_fp8_say_what_they_mean(
     ).norm() < 0.01 * meant.norm()  # what is close to half a step may be rounded either way
 
 
+def test_experts_that_are_fp8_already_are_taken_bit_by_bit(device: torch.device) -> None:
+    x = random(4, 48, device=device)
+    given = [Fp8Weight(*quantize_fp8(matrix)) for matrix in matrices(3, 48, 32, x)]
+    stacked = StackedExperts(iter(given), 3, torch.float8_e4m3fn)
+    for index, weight in enumerate(given):
+        stack = (stacked._gate_up, stacked._down)[index % 2]
+        numbers, scales = stack.weight[index // 2], stack.scales
+        assert torch.equal(numbers.view(torch.uint8), weight.numbers.view(torch.uint8))
+        assert scales is not None and torch.equal(scales[index // 2], weight.scales)
+
+
 def test_the_kernel_table_hands_on_how_experts_are_multiplied(device: torch.device) -> None:
     sizes = GpuSizes(device, torch.float16, 1, 1, 16, 1, 1, 16, 8, True, fp8_weights=torch.float8_e4m3fn)
     pack = select_gpu_kernels(sizes, ()).decoder.pack_experts
     assert isinstance(pack, partial)
     assert pack.keywords == {"fp8_dtype": torch.float8_e4m3fn, "deterministic": True}
+    wide = select_gpu_kernels(sizes, ()).decoder.pack_wide_experts
+    assert isinstance(wide, partial) and wide.keywords == {"deterministic": True}

@@ -19,7 +19,7 @@ from kernels.gpu.linear import fp8_linear
 from kernels.gpu.linear.fixed_order_linear import tiles_agree
 from kernels.gpu.linear.fixed_order_matmul import FP8_TILE
 from kernels.gpu.linear.fp8_linear import Fp8Linear, Fp8Packer, LibraryFp8Linear, library_works
-from kernels.quantize_fp8 import quantize_fp8
+from kernels.quantize_fp8 import Fp8Weight, quantize_fp8
 
 AssertClose = Callable[[Tensor, Tensor], None]
 
@@ -139,6 +139,16 @@ def test_tiles_are_compared_by_the_products_that_they_are_for(device: torch.devi
 
     assert not tiles_agree(random(8, 16, device=device), fp8_linear.FP8_FEW_ROWS_TILE, FP8_TILE, multiply)
     assert tiles_seen == [fp8_linear.FP8_FEW_ROWS_TILE, FP8_TILE]
+
+
+@pytest.mark.parametrize("deterministic", (False, True))
+def test_a_weight_that_is_fp8_already_is_taken_as_it_is(deterministic: bool, device: torch.device) -> None:
+    given = Fp8Weight(*quantize_fp8(random(70, 160, device=device), packer(device)._fp8_dtype))
+    x = random(3, 160, device=device)
+    found = packer(device, deterministic=deterministic).pack(given, None)(x)
+    rounded, scales = quantize_fp8(x, given.numbers.dtype)
+    expected = (rounded.float() * scales) @ (given.numbers.float() * given.scales).T
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
 
 
 def test_zeros_come_to_the_bias(device: torch.device) -> None:

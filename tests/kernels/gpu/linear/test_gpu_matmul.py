@@ -8,7 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.gpu.linear.fixed_order_linear import FixedOrderPacker, tiles_agree
+from kernels.gpu.linear.fixed_order_linear import (
+    FEW_OUTPUTS_TILE,
+    FEW_ROWS_TILE,
+    MANY_ROWS_TILE,
+    FixedOrderPacker,
+    TileChoice,
+    tiles_agree,
+)
 from kernels.gpu.linear.fixed_order_matmul import FP32_TILE, Tile, fixed_order_matmul, fp8_matmul
 from kernels.quantize_fp8 import quantize_fp8
 
@@ -70,12 +77,33 @@ def test_no_rows_make_no_rows(device: torch.device) -> None:
     assert fixed_order_matmul(weight[:0], weight).shape == (0, 3)
 
 
-def test_a_packed_linear_is_the_matmul_for_few_and_for_many_rows(device: torch.device) -> None:
-    weight, bias = random(40, 64, device=device), random(40, device=device)
-    linear = FixedOrderPacker().pack(weight, bias)
-    for rows in (1, 64, 65):
-        x = random(rows, 64, device=device)
-        assert torch.equal(linear(x), fixed_order_matmul(x, weight, bias))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float16), ids=str)
+def test_a_packed_linear_is_the_matmul_for_few_and_for_many_rows(
+    dtype: torch.dtype, device: torch.device, assert_close: AssertClose
+) -> None:
+    weight, bias = (random(*shape, device=device, dtype=dtype) / 4 for shape in ((40, 64), (40,)))
+    linear = FixedOrderPacker("sm_90", 4).pack(weight, bias)
+    for rows in (1, 64, 65, 257):
+        x = random(rows, 64, device=device, dtype=dtype)
+        assert_close(linear(x), fixed_order_matmul(x, weight, bias).double())
+
+
+def test_the_smaller_the_weight_the_narrower_the_tile_for_few_rows() -> None:
+    packer = FixedOrderPacker("sm_90", 132)
+    assert packer.few_rows_tile(64 * 132) == FEW_ROWS_TILE
+    assert packer.few_rows_tile(64 * 131) == FEW_OUTPUTS_TILE
+    assert FixedOrderPacker("gfx942", 304).few_rows_tile(64) == FEW_ROWS_TILE
+
+
+@pytest.mark.parametrize(("outputs", "least"), ((4096, 1025), (28672, 129)))
+def test_the_largest_tile_is_for_as_many_rows_as_keep_all_processors_busy(outputs: int, least: int) -> None:
+    tiles = TileChoice(FEW_ROWS_TILE, MANY_ROWS_TILE, FixedOrderPacker("sm_90", 132).least_many(outputs))
+    assert [tiles.of(rows) for rows in (64, 65, least - 1, least)] == [
+        FEW_ROWS_TILE,
+        None,
+        None,
+        MANY_ROWS_TILE,
+    ]
 
 
 def test_tiles_that_sum_in_another_order_do_not_agree(device: torch.device) -> None:
