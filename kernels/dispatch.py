@@ -24,7 +24,7 @@ from kernels.deterministic_attention import DeterministicAttention
 from kernels.deterministic_linear import DeterministicPacker
 from kernels.experts import GroupedExperts, PackExperts, choose_experts
 from kernels.fp8_linear import Fp8Packer
-from kernels.layer_norm import layer_norm
+from kernels.layer_norm import add_layer_norm, layer_norm
 from kernels.linear import Linear, LinearPacker
 from kernels.paged_attention import TorchPagedAttention
 from kernels.quantize_fp8 import Weight
@@ -40,6 +40,7 @@ class Kernels:
     kv_write: Callable[..., None]
     add_rms_norm: Callable[[Tensor, Tensor, Tensor, float], Tensor]
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
+    add_layer_norm: Callable[[Tensor, Tensor, Tensor, Tensor | None, float], Tensor]
     layer_norm: Callable[[Tensor, Tensor, Tensor | None, float], Tensor]
     activations: Mapping[str, Activate]
     gated_activations: Mapping[str, Activate]
@@ -74,6 +75,7 @@ def select_kernels(
         kv_write=kv_write_fp8 if fp8_kv else kv_write,
         add_rms_norm=add_rms_norm,
         rms_norm=rms_norm,
+        add_layer_norm=add_layer_norm,
         layer_norm=layer_norm,
         activations=DETERMINISTIC_ACTIVATIONS if deterministic else ACTIVATIONS,
         gated_activations=DETERMINISTIC_GATED_ACTIVATIONS if deterministic else GATED_ACTIVATIONS,

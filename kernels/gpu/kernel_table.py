@@ -27,7 +27,7 @@ from kernels.gpu.attention.shapes import attention_shapes, target_of
 from kernels.gpu.copy_blocks import copy_blocks
 from kernels.gpu.experts.choice import choose_experts
 from kernels.gpu.experts.stacked_experts import StackedExperts
-from kernels.gpu.layer_norm import layer_norm
+from kernels.gpu.layer_norm import add_layer_norm, layer_norm
 from kernels.gpu.linear.fixed_order_linear import FixedOrderPacker
 from kernels.gpu.linear.fp8_linear import Fp8Packer
 from kernels.gpu.rope_kv_write import kv_write, rope_kv_write
@@ -105,6 +105,7 @@ def select_gpu_kernels(sizes: GpuSizes, variants: Sequence[AttentionVariant]) ->
             kv_write=kv_write,
             add_rms_norm=add_rms_norm,
             rms_norm=rms_norm,
+            add_layer_norm=add_layer_norm,
             layer_norm=layer_norm,
             activations=ACTIVATIONS,
             gated_activations=GATED_ACTIVATIONS,

@@ -42,19 +42,20 @@ class RmsNorm:
 
 
 class LayerNorm:
-    __slots__ = ("_bias", "_eps", "_layer_norm", "_weight")
+    __slots__ = ("_add_layer_norm", "_bias", "_eps", "_layer_norm", "_weight")
 
     def __init__(self, weights: NormWeights, eps: float, kernels: Kernels) -> None:
         self._weight = weights.weight
         self._bias = weights.bias
         self._eps = eps
         self._layer_norm = kernels.layer_norm
+        self._add_layer_norm = kernels.add_layer_norm
 
     def __call__(self, x: Tensor) -> Tensor:
         return self._layer_norm(x, self._weight, self._bias, self._eps)
 
     def add(self, x: Tensor, residual: Tensor) -> Tensor:
-        return self._layer_norm(residual.add_(x), self._weight, self._bias, self._eps)
+        return self._add_layer_norm(x, residual, self._weight, self._bias, self._eps)
 
 
 class NoNorm:

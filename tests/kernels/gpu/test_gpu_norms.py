@@ -9,7 +9,7 @@ import torch
 
 from kernels import add_rms_norm as meant
 from kernels.gpu.add_rms_norm import add_rms_norm, rms_norm
-from kernels.gpu.layer_norm import layer_norm
+from kernels.gpu.layer_norm import add_layer_norm, layer_norm
 from kernels.layer_norm import layer_norm as meant_layer_norm
 
 AssertClose = Callable[[torch.Tensor, torch.Tensor], None]
@@ -59,6 +59,19 @@ def test_layer_norm_keeps_its_digits_around_a_large_mean(
     out = layer_norm(x, weight, bias, EPS)
     meaning = meant_layer_norm(x.double(), weight.double(), None if bias is None else bias.double(), EPS)
     assert_close(out.cpu(), meaning.float().cpu())
+
+
+@DTYPES
+@SHAPES
+def test_add_layer_norm_adds_to_the_residual_first(
+    shape: tuple[int, int], dtype: torch.dtype, device: torch.device, assert_close: AssertClose
+) -> None:
+    x, residual = wide_rows(*shape, dtype, device), wide_rows(*shape, dtype, device)
+    weight, bias = torch.randn(2, shape[1]).to(device, dtype)
+    summed = x.float() + residual.float()
+    out = add_layer_norm(x, residual, weight, bias, EPS)
+    assert_close(residual.cpu(), summed.cpu())
+    assert_close(out.cpu(), meant_layer_norm(residual.float(), weight.float(), bias.float(), EPS).cpu())
 
 
 def test_a_norm_of_no_rows_has_no_rows(device: torch.device) -> None:

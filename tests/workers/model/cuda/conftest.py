@@ -156,6 +156,7 @@ def select_plain_kernels(sizes: GpuSizes, variants: Sequence[AttentionVariant]) 
             kv_write=kv_write,
             add_rms_norm=add_rms_norm.add_rms_norm,
             rms_norm=add_rms_norm.rms_norm,
+            add_layer_norm=layer_norm.add_layer_norm,
             layer_norm=layer_norm.layer_norm,
             activations=activations.ACTIVATIONS,
             gated_activations=activations.GATED_ACTIVATIONS,
