@@ -1,8 +1,9 @@
 """y = x Wᵀ + b with bits that depend on the row alone: not on how many rows there are, nor on its place among them.
 
-Built by `workers/model/weights.py` in place of `kernels/linear.py`, over the same packed weights. Rows are computed in
-tiles of a few sizes. Which sizes agree to the bit, at every place of a tile, is found out at load for every shape of a
-weight, and again when the number of threads changes; a tile of one row, which agrees with itself, is always there.
+Built by `workers/model/weights/load_weights.py` in place of `kernels/linear.py`, over the same packed weights. Rows are
+computed in tiles of a few sizes. Which sizes agree to the bit, at every place of a tile, is found out at load for every
+shape of a weight, and again when the number of threads changes; a tile of one row, which agrees with itself, is always
+there.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""y = x Wᵀ + b over weights packed once, at load: by `workers/model/weights.py`, for `workers/model/decoder.py`.
+"""y = x Wᵀ + b over weights packed once, at load: by `workers/model/weights/`, for `workers/model/layers/`.
 
 Packing pays because `F.linear` reorders the weight in every call: at one row and 3072x768 it halves the time in bf16.
 oneDNN's packed operators are private to torch, so a packer tries them once and falls back to `F.linear`.

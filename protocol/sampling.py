@@ -1,7 +1,7 @@
 """How a request wants its tokens drawn: the names and ranges that users of vLLM and of OpenAI know.
 
 Built by users (`trunkline.SamplingParams`) and by the router from a request's body; read by the sampler
-(`workers/model/sampler.py`), the scheduler (lengths, stop ids) and the detokenizer (text). Validated once, here.
+(`workers/model/sampling/`), the scheduler (lengths, stop ids) and the detokenizer (text). Validated once, here.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ from workers.background_runner import BackgroundRunner
 from workers.engine import Engine
 from workers.engine_config import EngineConfig
 from workers.model.cpu_runner import CpuRunner
-from workers.model.fused_tensors import Progress
 from workers.model.runner_config import RunnerConfig
+from workers.model.weights.fused_tensors import Progress
 from workers.runner import Runner
 from workers.scheduling.scheduler import SchedulerConfig
 from workers.tensor_parallel import TensorParallelGroup

@@ -7,7 +7,7 @@ from workers.engine_config import EngineConfig
 from workers.model.families.registry import find_family
 from workers.model.hf_config import read_config
 from workers.model.model_spec import ModelSpec
-from workers.model.weight_layout import check_divides
+from workers.model.weights.weight_layout import check_divides
 
 
 def check_model(config: EngineConfig, source: ModelSource) -> ModelSpec:

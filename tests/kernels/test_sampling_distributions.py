@@ -16,7 +16,7 @@ from torch import Tensor
 
 from protocol.sampling import SamplingParams
 from protocol.tokens import pack_tokens
-from workers.model.sampler import Sampler
+from workers.model.sampling.sampler import Sampler
 from workers.step_plan import RowStart
 
 VOCABULARY = 601

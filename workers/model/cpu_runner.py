@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 from kernels.dispatch import kv_shape, select_kernels
-from workers.model.attention_variants import distinct, layer_variants
-from workers.model.checkpoint import open_checkpoint
 from workers.model.cpu_facts import choose_dtype, default_pool_bytes
-from workers.model.decoder import Decoder
-from workers.model.fused_tensors import Progress
+from workers.model.layers.attention_variants import distinct, layer_variants
+from workers.model.layers.decoder import Decoder
+from workers.model.layers.rotary import RotaryTables
 from workers.model.model_description import (
     ModelDescription,
     blocks_for,
@@ -26,13 +25,14 @@ from workers.model.model_description import (
     pool_facts,
     useful_blocks,
 )
-from workers.model.prompt_scores import score_chunks
-from workers.model.rotary import RotaryTables
 from workers.model.row_states import RowStates
 from workers.model.runner_config import RunnerConfig
-from workers.model.sampler import Drawn, Sampler
+from workers.model.sampling.prompt_scores import score_chunks
+from workers.model.sampling.sampler import Drawn, Sampler
 from workers.model.step_batch import BlockTables, RowLayout, build_batch, lay_out
-from workers.model.weights import load_weights
+from workers.model.weights.checkpoint import open_checkpoint
+from workers.model.weights.fused_tensors import Progress
+from workers.model.weights.load_weights import load_weights
 from workers.runner import RunnerFacts
 from workers.step_plan import SampledTokens, StepPlan
 from workers.tensor_parallel import TensorParallelGroup

@@ -26,7 +26,6 @@ from workers.model.cuda.loading import SelectKernels, allocate_pool, load_model
 from workers.model.cuda.memory_budget import MemoryBudget
 from workers.model.cuda.step_executor import DeviceStep, StepExecutor
 from workers.model.devices import choose_gpu_dtype, require_paired_dims
-from workers.model.fused_tensors import Progress
 from workers.model.model_description import (
     ModelDescription,
     blocks_for,
@@ -37,6 +36,7 @@ from workers.model.model_description import (
 from workers.model.row_states import RowStates
 from workers.model.runner_config import RunnerConfig
 from workers.model.step_batch import BlockTables
+from workers.model.weights.fused_tensors import Progress
 from workers.runner import RunnerFacts
 from workers.step_plan import Chunk, RowStart, SampledTokens, StepPlan
 from workers.tensor_parallel import TensorParallelGroup

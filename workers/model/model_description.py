@@ -13,14 +13,14 @@ import torch
 from protocol.errors import InvalidRequest
 from workers.model.devices import require_fp8
 from workers.model.families.registry import find_family
-from workers.model.fp8_format import Fp8Format, read_fp8_format
-from workers.model.fp8_pieces import SCALE_NAMES
-from workers.model.fused_tensors import Fp8Use
 from workers.model.hf_config import read_config, read_eos_token_ids
-from workers.model.layout_parts import DecoderLayout
 from workers.model.model_spec import ModelSpec
 from workers.model.runner_config import RunnerConfig
-from workers.model.weight_layout import check_divides, decoder_layout
+from workers.model.weights.fp8_format import Fp8Format, read_fp8_format
+from workers.model.weights.fp8_pieces import SCALE_NAMES
+from workers.model.weights.fused_tensors import Fp8Use
+from workers.model.weights.layout_parts import DecoderLayout
+from workers.model.weights.weight_layout import check_divides, decoder_layout
 from workers.runner import RunnerFacts
 from workers.tensor_parallel import TensorParallelGroup
 

@@ -1,4 +1,4 @@
-"""What a decoder is made of. `families/` derive it from a model's config.json; `decoder.py` and `weights.py` read it.
+"""What a decoder is made of. `families/` derive it from a model's config.json; `layers/` and `weights/` read it.
 
 A field is here because some code reads it: a family that needs more adds the field together with its code. What
 every layer of a model has is described once; `LayerSpec` holds what may differ from layer to layer.

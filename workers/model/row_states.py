@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Generic, Protocol, TypeVar
 
-from workers.model.prompt_scores import PromptScores
+from workers.model.sampling.prompt_scores import PromptScores
 from workers.model.step_batch import BlockTables
 from workers.step_plan import RowStart, StepPlan
 

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from kernels.attention_variant import PagedAttention, QueryRow
-from workers.model.decoder import ForwardBatch
+from workers.model.layers.decoder import ForwardBatch
 from workers.step_plan import StepPlan
 
 Numbers = NDArray[np.int64]  # one axis

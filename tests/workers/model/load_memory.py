@@ -22,15 +22,15 @@ from kernels.dispatch import select_kernels
 from kernels.experts import GroupedExperts
 from kernels.linear import Linear
 from kernels.quantize_fp8 import Weight
-from workers.model.checkpoint import open_checkpoint
 from workers.model.families.registry import find_family
-from workers.model.fp8_format import read_fp8_format
-from workers.model.fp8_pieces import SCALE_NAMES
-from workers.model.fused_tensors import Fp8Use
 from workers.model.hf_config import read_config
-from workers.model.weight_layout import decoder_layout
-from workers.model.weight_piece import Piece
-from workers.model.weights import load_weights
+from workers.model.weights.checkpoint import open_checkpoint
+from workers.model.weights.fp8_format import read_fp8_format
+from workers.model.weights.fp8_pieces import SCALE_NAMES
+from workers.model.weights.fused_tensors import Fp8Use
+from workers.model.weights.load_weights import load_weights
+from workers.model.weights.weight_layout import decoder_layout
+from workers.model.weights.weight_piece import Piece
 from workers.shard import Shard
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from kernels.attention_variant import AttentionVariant
-from workers.model.attention_variants import distinct, layer_variants
 from workers.model.families.positions import alibi_slopes
+from workers.model.layers.attention_variants import distinct, layer_variants
 from workers.model.model_spec import (
     Activation,
     AlibiSpec,

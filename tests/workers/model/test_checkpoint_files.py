@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from protocol.errors import ModelNotFound, UnsupportedModel
-from workers.model.checkpoint import Checkpoint, open_checkpoint
-from workers.model.weight_piece import Piece, Units, stacked
+from workers.model.weights.checkpoint import Checkpoint, open_checkpoint
+from workers.model.weights.weight_piece import Piece, Units, stacked
 from workers.shard import Shard
 
 Tensors = dict[str, Tensor]

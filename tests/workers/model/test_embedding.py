@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from kernels.linear import PlainLinear
-from workers.model.embedding import Embedding, LogitsHead
 from workers.model.families import llama
 from workers.model.hf_config import HfConfig
+from workers.model.layers.embedding import Embedding, LogitsHead
 from workers.model.model_spec import EmbeddingSpec, LearnedPositions, ModelSpec
-from workers.model.weights import DecoderWeights
+from workers.model.weights.load_weights import DecoderWeights
 from workers.tensor_parallel import TensorParallelGroup
 
 CONFIG = {

@@ -24,8 +24,8 @@ from tests.workers.model.fp8_models import (
     logits_of_transformers,
     store_in_fp8,
 )
-from workers.model.fp8_pieces import read_fp8_piece
-from workers.model.weight_piece import Piece, stacked
+from workers.model.weights.fp8_pieces import read_fp8_piece
+from workers.model.weights.weight_piece import Piece, stacked
 from workers.shard import Shard
 
 Store = Callable[..., Fp8Checkpoint]

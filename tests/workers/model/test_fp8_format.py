@@ -9,8 +9,8 @@ import pytest
 
 from protocol.errors import UnsupportedModel
 from tests.workers.model.fp8_models import CONFIGS, compressed
-from workers.model.fp8_format import Fp8Format, read_fp8_format
 from workers.model.hf_config import HfConfig, read_config
+from workers.model.weights.fp8_format import Fp8Format, read_fp8_format
 
 
 def read(section: dict[str, Any] | None) -> Fp8Format | None:

@@ -12,12 +12,12 @@ from kernels.dispatch import select_kernels
 from kernels.fp8_linear import Fp8Linear
 from protocol.errors import InvalidRequest
 from tests.workers.model.fp8_models import PROMPT, SCORED, logits_of_ranks, logits_of_transformers
-from workers.model.checkpoint import open_checkpoint
 from workers.model.devices import require_fp8
 from workers.model.families.registry import find_family
 from workers.model.hf_config import read_config
-from workers.model.weight_layout import decoder_layout
-from workers.model.weights import DecoderWeights, ExpertsWeights, MlpWeights, load_weights
+from workers.model.weights.checkpoint import open_checkpoint
+from workers.model.weights.load_weights import DecoderWeights, ExpertsWeights, MlpWeights, load_weights
+from workers.model.weights.weight_layout import decoder_layout
 from workers.shard import Shard
 
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from protocol.errors import UnsupportedModel
 from tests.workers.model.fp8_models import CONFIGS, PROMPT, logits_of_ranks, store_in_fp8
-from workers.model.checkpoint import open_checkpoint
-from workers.model.fp8_pieces import read_kv_scales
+from workers.model.weights.checkpoint import open_checkpoint
+from workers.model.weights.fp8_pieces import read_kv_scales
 from workers.shard import Shard
 
 # Of three layers' two KV heads: some cut off much, and a head that had another's would give quite other logits.

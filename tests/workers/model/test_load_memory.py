@@ -16,7 +16,7 @@ from torch import Tensor
 
 from workers.model.families import llama
 from workers.model.hf_config import HfConfig
-from workers.model.weight_layout import decoder_layout
+from workers.model.weights.weight_layout import decoder_layout
 
 ROOT = Path(__file__).parents[3]
 CONFIG = {

@@ -9,7 +9,7 @@ import torch
 
 from workers.model.families.positions import rotary
 from workers.model.hf_config import HfConfig
-from workers.model.rotary import rotary_table
+from workers.model.layers.rotary import rotary_table
 
 HEAD_DIM, ORIGINAL = 16, 64
 SHORT, LONG = [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7], [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]

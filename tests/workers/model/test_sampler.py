@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from kernels.argmax import argmax
 from protocol.sampling import SamplingParams
 from protocol.tokens import pack_tokens
-from workers.model import sampling_batch
-from workers.model.sampler import Drawn, Sampler
+from workers.model.sampling import sampling_batch
+from workers.model.sampling.sampler import Drawn, Sampler
 from workers.step_plan import RowStart
 
 VOCABULARY = 12

@@ -13,7 +13,7 @@ from torch import Tensor
 from kernels.cut import Cuts, cut
 from protocol.sampling import SamplingParams
 from protocol.tokens import pack_tokens
-from workers.model.sampler import Sampler
+from workers.model.sampling.sampler import Sampler
 from workers.step_plan import RowStart
 
 VOCABULARY = 997

@@ -10,8 +10,8 @@ import torch
 
 from protocol.sampling import SamplingParams
 from protocol.tokens import pack_tokens
-from workers.model.row_matrix import RowMatrix
-from workers.model.sampler import Sampler
+from workers.model.sampling.row_matrix import RowMatrix
+from workers.model.sampling.sampler import Sampler
 from workers.step_plan import RowStart
 
 VOCABULARY = 12

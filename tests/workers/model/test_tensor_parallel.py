@@ -22,7 +22,7 @@ from workers.model.cpu_runner import CpuRunner
 from workers.model.families import llama
 from workers.model.hf_config import read_config
 from workers.model.runner_config import RunnerConfig
-from workers.model.weight_layout import check_divides
+from workers.model.weights.weight_layout import check_divides
 from workers.rank_link import free_port
 from workers.step_plan import SampledTokens, StepPlan
 from workers.tensor_parallel import TensorParallelGroup, connect_group

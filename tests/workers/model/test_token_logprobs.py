@@ -11,7 +11,7 @@ import torch
 from protocol.messages import TokenLogprob
 from protocol.sampling import SamplingParams
 from protocol.tokens import pack_tokens
-from workers.model.sampler import Drawn, Sampler
+from workers.model.sampling.sampler import Drawn, Sampler
 from workers.step_plan import RowStart
 
 VOCABULARY = 12

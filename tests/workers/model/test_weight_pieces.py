@@ -6,10 +6,10 @@ import pytest
 
 from workers.model.families import llama
 from workers.model.hf_config import HfConfig
-from workers.model.layout_parts import LinearLayout, MlpLayout
 from workers.model.model_spec import ModelSpec, QkvOrder, WeightNames
-from workers.model.weight_layout import decoder_layout
-from workers.model.weight_piece import Piece, Units, stacked
+from workers.model.weights.layout_parts import LinearLayout, MlpLayout
+from workers.model.weights.weight_layout import decoder_layout
+from workers.model.weights.weight_piece import Piece, Units, stacked
 from workers.shard import Shard
 
 CONFIG = {

@@ -9,7 +9,7 @@ import numpy as np
 from kernels.log_probabilities import BEST, BEST_IDS, LOGPROB, MOST_BEST, NUM_SCORES, RANK
 from protocol.messages import TokenLogprob
 from protocol.sampling import MAX_LOGPROBS
-from workers.model.places import Numbers
+from workers.model.sampling.places import Numbers
 
 SCORE_BYTES = 4 * NUM_SCORES  # of a token
 assert MAX_LOGPROBS <= MOST_BEST, "a token's scores have no places for all alternatives that may be asked for"

@@ -19,7 +19,7 @@ from workers.model.cuda.device import Device, Replay
 from workers.model.cuda.loading import LoadedModel
 from workers.model.cuda.step_upload import Section, StepUpload
 from workers.model.cuda.token_head import TokenHead
-from workers.model.decoder import ForwardBatch
+from workers.model.layers.decoder import ForwardBatch
 from workers.model.step_batch import Numbers
 
 _TILES_APART = 16

@@ -17,7 +17,7 @@ from kernels.edited_rows import EditedRows
 from workers.model.cuda.line_uploads import Lines, lines_of, send_lines
 from workers.model.cuda.started_rows import LineEntries, StartedRow, is_edited
 from workers.model.cuda.step_upload import StepUpload
-from workers.model.sampling_state import SamplingColumns
+from workers.model.sampling.sampling_state import SamplingColumns
 from workers.step_plan import RowStart
 
 

@@ -15,8 +15,8 @@ from kernels.log_probabilities import NUM_SCORES
 from protocol.messages import TokenLogprob
 from workers.model.cuda.arrived_scores import SCORE_BYTES, read_scores
 from workers.model.cuda.device import Device, Event
-from workers.model.places import Numbers
-from workers.model.sampling_state import SamplingColumns, Wish
+from workers.model.sampling.places import Numbers
+from workers.model.sampling.sampling_state import SamplingColumns, Wish
 
 _TOKEN_BYTES = 8
 _NOBODY = np.zeros(0, np.int64)

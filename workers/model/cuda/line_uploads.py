@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from workers.model.cuda.step_upload import Section, StepUpload
-from workers.model.places import Numbers
+from workers.model.sampling.places import Numbers
 
 
 @dataclass(frozen=True, slots=True)

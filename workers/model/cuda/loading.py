@@ -10,16 +10,16 @@ from torch import Tensor
 
 from kernels.attention_variant import AttentionVariant
 from kernels.gpu.kernel_table import GpuKernels, GpuSizes, gpu_kv_shape
-from workers.model.attention_variants import distinct, layer_variants
-from workers.model.checkpoint import open_checkpoint
 from workers.model.cuda.device import Device
 from workers.model.cuda.graph_sizes import padded_rows
-from workers.model.decoder import Decoder
-from workers.model.fused_tensors import Progress
+from workers.model.layers.attention_variants import distinct, layer_variants
+from workers.model.layers.decoder import Decoder
+from workers.model.layers.rotary import RotaryTables
 from workers.model.model_description import ModelDescription
-from workers.model.rotary import RotaryTables
 from workers.model.runner_config import RunnerConfig
-from workers.model.weights import load_weights
+from workers.model.weights.checkpoint import open_checkpoint
+from workers.model.weights.fused_tensors import Progress
+from workers.model.weights.load_weights import load_weights
 from workers.tensor_parallel import TensorParallelGroup
 
 SelectKernels = Callable[[GpuSizes, Sequence[AttentionVariant]], GpuKernels]

@@ -1,6 +1,6 @@
 """How likely the tokens of prompts were, for requests that ask: scored on the device and read behind the step.
 
-Called by `step_executor.py` with the prompt's chunks that `workers/model/prompt_scores.py` finds.
+Called by `step_executor.py` with the prompt's chunks that `workers/model/sampling/prompt_scores.py` finds.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from workers.model.cuda.arrived_scores import SCORE_BYTES, read_scores
 from workers.model.cuda.device import Device, Event
 from workers.model.cuda.loading import LoadedModel
 from workers.model.cuda.step_upload import Section, StepUpload
-from workers.model.prompt_scores import ScoredChunk
+from workers.model.sampling.prompt_scores import ScoredChunk
 
 SCORED_TOKEN_BYTES = 12  # of an upload
 

@@ -27,10 +27,10 @@ from kernels.edited_rows import (
     WISHES,
 )
 from protocol.sampling import SamplingParams
-from workers.model.bad_words import newest_of, words_of
-from workers.model.logit_edits import RowEdits, edits_of
-from workers.model.penalties import known_tokens
-from workers.model.places import Numbers
+from workers.model.sampling.bad_words import newest_of, words_of
+from workers.model.sampling.logit_edits import RowEdits, edits_of
+from workers.model.sampling.penalties import known_tokens
+from workers.model.sampling.places import Numbers
 from workers.step_plan import RowStart
 
 _MOST_POSITION = 2**31 - 1

@@ -25,7 +25,7 @@ from workers.model.cuda.prompt_scoring import SCORED_TOKEN_BYTES, PromptScoring,
 from workers.model.cuda.resident_state import COPY_BYTES, DELTA_BYTES, ResidentState
 from workers.model.cuda.step_upload import StepUpload
 from workers.model.cuda.token_head import ROW_BYTES, DrawKind, TokenHead
-from workers.model.decoder import ForwardBatch
+from workers.model.layers.decoder import ForwardBatch
 from workers.model.row_states import RowStates
 from workers.model.step_batch import Numbers, RowLayout, column_of, lay_out, token_columns
 from workers.step_plan import SampledTokens, StepPlan

@@ -24,8 +24,8 @@ from workers.model.cuda.drawn_tokens import DrawnTokens, TokenDownload
 from workers.model.cuda.loading import LoadedModel
 from workers.model.cuda.started_rows import is_edited
 from workers.model.cuda.step_upload import Section, StepUpload
-from workers.model.places import Numbers
-from workers.model.sampling_state import Wish
+from workers.model.sampling.places import Numbers
+from workers.model.sampling.sampling_state import Wish
 from workers.tensor_parallel import TensorParallelGroup
 
 NO_ROW = -1

@@ -20,9 +20,9 @@ from workers.model.families import (
     qwen3,
     qwen3_moe,
 )
-from workers.model.fp8_format import read_fp8_format
 from workers.model.hf_config import HfConfig
 from workers.model.model_spec import ModelSpec, WeightNames
+from workers.model.weights.fp8_format import read_fp8_format
 
 
 @dataclass(frozen=True, slots=True)

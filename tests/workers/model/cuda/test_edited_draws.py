@@ -21,7 +21,7 @@ from protocol.tokens import pack_tokens
 from workers.model.cuda.device_sampler import DeviceSampler
 from workers.model.cuda.step_upload import StepUpload
 from workers.model.cuda.token_head import DrawKind, TokenHead
-from workers.model.sampler import Sampler
+from workers.model.sampling.sampler import Sampler
 from workers.step_plan import RowStart
 from workers.tensor_parallel import TensorParallelGroup
 

@@ -1,6 +1,6 @@
 """Where a model's tensors come from, and which of the three kinds of checkpoint a directory is.
 
-Called by the runners, read by `weights.py`. Safetensors go before pickled files where there are both.
+Called by the runners, read by `load_weights.py`. Safetensors go before pickled files where there are both.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from protocol.model_files import WeightFormat, require_weights
-from workers.model.dummy_checkpoint import DummyCheckpoint
-from workers.model.pickled_checkpoint import PickledCheckpoint
-from workers.model.safetensors_checkpoint import SafetensorsCheckpoint
-from workers.model.weight_piece import Piece
+from workers.model.weights.dummy_checkpoint import DummyCheckpoint
+from workers.model.weights.pickled_checkpoint import PickledCheckpoint
+from workers.model.weights.safetensors_checkpoint import SafetensorsCheckpoint
+from workers.model.weights.weight_piece import Piece
 from workers.shard import Shard
 
 

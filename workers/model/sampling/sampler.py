@@ -17,13 +17,13 @@ from torch import Tensor
 
 from kernels.argmax import argmax
 from protocol.messages import TokenLogprob
-from workers.model.bad_words import BadWords
-from workers.model.logit_edits import LogitEdits
-from workers.model.penalties import Penalties
-from workers.model.places import Numbers
-from workers.model.sampling_batch import SamplingBatch
-from workers.model.sampling_state import SamplingColumns
-from workers.model.token_logprobs import score_tokens
+from workers.model.sampling.bad_words import BadWords
+from workers.model.sampling.logit_edits import LogitEdits
+from workers.model.sampling.penalties import Penalties
+from workers.model.sampling.places import Numbers
+from workers.model.sampling.sampling_batch import SamplingBatch
+from workers.model.sampling.sampling_state import SamplingColumns
+from workers.model.sampling.token_logprobs import score_tokens
 from workers.step_plan import RowStart
 
 _SCORED_BYTES = 8 << 20  # of logits whose log-probabilities exist at a time

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from workers.model.stored_tensors import cut_part
-from workers.model.weight_piece import Piece
+from workers.model.weights.stored_tensors import cut_part
+from workers.model.weights.weight_piece import Piece
 from workers.shard import Shard
 
 _SCALE = 0.02

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from kernels.edited_rows import FORBIDDEN
-from workers.model.places import Numbers
-from workers.model.sampling_state import num_prompt_tokens
+from workers.model.sampling.places import Numbers
+from workers.model.sampling.sampling_state import num_prompt_tokens
 from workers.step_plan import RowStart
 
 _MOST_BIAS = 100.0

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from kernels.penalize import penalize_counts, penalize_repetition
-from workers.model.places import Numbers, Places, at_places, put_back, take
-from workers.model.row_matrix import RowMatrix
+from workers.model.sampling.places import Numbers, Places, at_places, put_back, take
+from workers.model.sampling.row_matrix import RowMatrix
 from workers.step_plan import RowStart
 
 

@@ -1,4 +1,4 @@
-"""A decoder's weights, each with the tensors it is made of: written by `weight_layout.py`, read by `weights.py`."""
+"""A decoder's weights, each with the tensors it is made of. `weight_layout.py` writes, `load_weights.py` reads it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 from workers.model.model_spec import NormSpec
-from workers.model.weight_piece import Piece
+from workers.model.weights.weight_piece import Piece
 
 
 @dataclass(frozen=True, slots=True)

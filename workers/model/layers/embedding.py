@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from workers.model.model_spec import EmbeddingSpec, ModelSpec
-from workers.model.weights import DecoderWeights
+from workers.model.weights.load_weights import DecoderWeights
 from workers.tensor_parallel import TensorParallelGroup
 
 

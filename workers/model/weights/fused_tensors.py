@@ -1,5 +1,5 @@
 """A checkpoint's tensors put together as one rank needs them: its parts, several one below the other, in the model's
-dtype or in fp8. Made by `weights.py`, which knows what they are for.
+dtype or in fp8. Made by `load_weights.py`, which knows what they are for.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from kernels.quantize_fp8 import Fp8Weight
-from workers.model.checkpoint import Checkpoint
-from workers.model.fp8_format import Fp8Format
-from workers.model.fp8_pieces import Fp8Piece, read_fp8_piece, read_kv_scales
-from workers.model.own_pages import empty_pages
-from workers.model.weight_piece import Piece
+from workers.model.weights.checkpoint import Checkpoint
+from workers.model.weights.fp8_format import Fp8Format
+from workers.model.weights.fp8_pieces import Fp8Piece, read_fp8_piece, read_kv_scales
+from workers.model.weights.own_pages import empty_pages
+from workers.model.weights.weight_piece import Piece
 from workers.shard import Shard
 
 Progress = Callable[[int, int], None]  # tensors loaded, tensors in all

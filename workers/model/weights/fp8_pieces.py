@@ -16,8 +16,8 @@ from torch import Tensor
 
 from kernels.quantize_fp8 import Fp8Weight, quantize_fp8
 from protocol.errors import UnsupportedModel
-from workers.model.checkpoint import Checkpoint
-from workers.model.weight_piece import Piece, stacked
+from workers.model.weights.checkpoint import Checkpoint
+from workers.model.weights.weight_piece import Piece, stacked
 from workers.shard import Shard
 
 # Endings of names that stand beside the weights of such a checkpoint, and are no weights.

@@ -13,14 +13,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from protocol.errors import UnsupportedModel
-from workers.model.layout_parts import (
-    DecoderLayout,
-    ExpertsLayout,
-    LayerLayout,
-    LinearLayout,
-    MlpLayout,
-    NormLayout,
-)
 from workers.model.model_spec import (
     ExpertsSpec,
     LayerSpec,
@@ -31,7 +23,15 @@ from workers.model.model_spec import (
     ResidualOrder,
     WeightNames,
 )
-from workers.model.weight_piece import Piece, Units, stacked
+from workers.model.weights.layout_parts import (
+    DecoderLayout,
+    ExpertsLayout,
+    LayerLayout,
+    LinearLayout,
+    MlpLayout,
+    NormLayout,
+)
+from workers.model.weights.weight_piece import Piece, Units, stacked
 
 
 def check_divides(spec: ModelSpec, size: int) -> None:

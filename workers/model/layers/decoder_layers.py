@@ -10,11 +10,10 @@ from dataclasses import dataclass
 
 from kernels.dispatch import Kernels
 from kernels.paged_attention import AttentionVariant
-from workers.model.attention_variants import distinct
-from workers.model.feed_forward import make_feed_forward
-from workers.model.model_spec import ModelSpec, ResidualOrder, RotarySpec
-from workers.model.norms import HeadNorm, NoNorm, Norm, make_norm
-from workers.model.residual import (
+from workers.model.layers.attention_variants import distinct
+from workers.model.layers.feed_forward import make_feed_forward
+from workers.model.layers.norms import HeadNorm, NoNorm, Norm, make_norm
+from workers.model.layers.residual import (
     LayerParts,
     Mix,
     NormAfter,
@@ -23,9 +22,10 @@ from workers.model.residual import (
     Parallel,
     ParallelOneNorm,
 )
-from workers.model.rotary import RotaryTables
-from workers.model.self_attention import SelfAttention
-from workers.model.weights import DecoderWeights, LayerWeights, NormWeights
+from workers.model.layers.rotary import RotaryTables
+from workers.model.layers.self_attention import SelfAttention
+from workers.model.model_spec import ModelSpec, ResidualOrder, RotarySpec
+from workers.model.weights.load_weights import DecoderWeights, LayerWeights, NormWeights
 from workers.tensor_parallel import TensorParallelGroup
 
 _MIXES: dict[ResidualOrder, Callable[[LayerParts], Mix]] = {

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kernels.dispatch import Kernels
 from kernels.linear import Linear
-from workers.model.norms import HeadNorm
+from workers.model.layers.norms import HeadNorm
 
 
 class SelfAttention:

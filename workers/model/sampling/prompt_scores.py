@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kernels.log_probabilities import MAX_SCORED_TOKENS
 from protocol.messages import TokenLogprob
-from workers.model.sampler import Sampler
+from workers.model.sampling.sampler import Sampler
 from workers.model.step_batch import Numbers, RowLayout, column_of
 from workers.step_plan import RowStart, StepPlan
 

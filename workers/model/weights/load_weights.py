@@ -14,9 +14,9 @@ from torch import Tensor
 from kernels.dispatch import Kernels
 from kernels.experts import RunExperts
 from kernels.linear import Linear
-from workers.model.checkpoint import Checkpoint
-from workers.model.fused_tensors import Fp8Use, FusedTensors, Progress
-from workers.model.layout_parts import (
+from workers.model.weights.checkpoint import Checkpoint
+from workers.model.weights.fused_tensors import Fp8Use, FusedTensors, Progress
+from workers.model.weights.layout_parts import (
     DecoderLayout,
     ExpertsLayout,
     LayerLayout,
@@ -24,7 +24,7 @@ from workers.model.layout_parts import (
     MlpLayout,
     NormLayout,
 )
-from workers.model.weight_layout import divided_vocabulary
+from workers.model.weights.weight_layout import divided_vocabulary
 from workers.shard import Shard
 
 _CPU = torch.device("cpu")

@@ -10,7 +10,7 @@ from torch import Tensor
 from kernels.dispatch import Kernels
 from kernels.linear import Linear
 from workers.model.model_spec import ExpertsSpec, MlpSpec
-from workers.model.weights import ExpertsWeights, MlpWeights
+from workers.model.weights.load_weights import ExpertsWeights, MlpWeights
 
 
 class Mlp:

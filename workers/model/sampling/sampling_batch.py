@@ -14,10 +14,10 @@ from torch import Tensor
 
 from kernels.argmax import argmax
 from protocol.messages import TokenLogprob
-from workers.model.places import Numbers, Places, at_places, places_of, take
-from workers.model.random_draw import RandomDraw
-from workers.model.sampling_state import SamplingColumns, Wish
-from workers.model.token_logprobs import score_tokens
+from workers.model.sampling.places import Numbers, Places, at_places, places_of, take
+from workers.model.sampling.random_draw import RandomDraw
+from workers.model.sampling.sampling_state import SamplingColumns, Wish
+from workers.model.sampling.token_logprobs import score_tokens
 
 _CACHED_BYTES = 8 << 20  # of logits that are drawn from at a time: of 32,000 tokens, 64 rows measured best
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kernels.dispatch import Kernels
 from workers.model.model_spec import NormKind, NormSpec
-from workers.model.weights import NormWeights
+from workers.model.weights.load_weights import NormWeights
 
 
 class Norm(Protocol):

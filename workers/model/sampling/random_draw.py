@@ -13,8 +13,8 @@ from torch import Tensor
 from kernels.counter_random import mix, uniform_of_mixed
 from kernels.cut import Cuts, cut
 from kernels.sample import draw
-from workers.model.places import Numbers, Places, at_places, places_of, put_back, take
-from workers.model.sampling_state import SamplingColumns, Wish
+from workers.model.sampling.places import Numbers, Places, at_places, places_of, put_back, take
+from workers.model.sampling.sampling_state import SamplingColumns, Wish
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from protocol.errors import UnsupportedModel
 from protocol.model_files import WeightFiles
-from workers.model.weight_piece import Piece
+from workers.model.weights.weight_piece import Piece
 from workers.shard import Shard
 
 _MAX_NAMED = 5  # tensors in an error

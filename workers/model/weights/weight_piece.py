@@ -1,5 +1,5 @@
 """One tensor of a checkpoint and which stretches of it are a rank's. `weight_layout.py` makes pieces, `checkpoint.py`
-reads them, `weights.py` puts them together. Knows nothing of models, and no torch.
+reads them, `load_weights.py` puts them together. Knows nothing of models, and no torch.
 """
 
 from __future__ import annotations

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from kernels.attention_variant import AttentionVariant
 from kernels.dispatch import Kernels
-from workers.model.decoder_layers import LayerMaker
-from workers.model.embedding import Embedding, LogitsHead
+from workers.model.layers.decoder_layers import LayerMaker
+from workers.model.layers.embedding import Embedding, LogitsHead
+from workers.model.layers.rotary import RotaryTables
 from workers.model.model_spec import ModelSpec
-from workers.model.rotary import RotaryTables
-from workers.model.weights import DecoderWeights
+from workers.model.weights.load_weights import DecoderWeights
 from workers.tensor_parallel import TensorParallelGroup
 
 

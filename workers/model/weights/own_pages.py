@@ -1,4 +1,4 @@
-"""Tensors in pages of their own, which the system has back as soon as the tensor is freed. Used by `weights.py`.
+"""Tensors in pages of their own, which the system has back as soon as the tensor is freed. Used by `load_weights.py`.
 
 A weight lives as a plain tensor until it is packed. malloc keeps the holes that such tensors leave for others of their
 size, and few of the next are: loading a model of 214 MB ended with 271 MB in use.

@@ -13,7 +13,7 @@ from typing import Protocol
 from torch import Tensor
 
 from kernels.linear import Linear
-from workers.model.norms import Norm
+from workers.model.layers.norms import Norm
 
 
 class Mix(Protocol):

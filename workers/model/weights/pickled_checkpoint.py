@@ -18,8 +18,14 @@ from torch import Tensor
 
 from protocol.errors import UnsupportedModel
 from protocol.model_files import WeightFiles
-from workers.model.stored_tensors import StoredTensor, cut_part, match_tensors, place_tensors, unreadable
-from workers.model.weight_piece import Piece
+from workers.model.weights.stored_tensors import (
+    StoredTensor,
+    cut_part,
+    match_tensors,
+    place_tensors,
+    unreadable,
+)
+from workers.model.weights.weight_piece import Piece
 from workers.shard import Shard
 
 _ZIP = b"PK\x03\x04"  # what torch has written since 1.6; the older form cannot be mapped

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from protocol.model_files import WeightFiles
-from workers.model.stored_tensors import (
+from workers.model.weights.stored_tensors import (
     StoredTensor,
     cut_part,
     match_tensors,
@@ -19,7 +19,7 @@ from workers.model.stored_tensors import (
     scale_name,
     unreadable,
 )
-from workers.model.weight_piece import Piece
+from workers.model.weights.weight_piece import Piece
 from workers.shard import Shard
 
 _DTYPES = {

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from kernels.edited_rows import FORBIDDEN, NOTHING_YET
 from protocol.sampling import SamplingParams
-from workers.model.places import Numbers, Places, at_places, take
-from workers.model.row_matrix import RowMatrix
+from workers.model.sampling.places import Numbers, Places, at_places, take
+from workers.model.sampling.row_matrix import RowMatrix
 from workers.step_plan import RowStart
 
 _ANY = -2  # in front of a beginning that is shorter than the width

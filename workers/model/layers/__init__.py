@@ -1,0 +1,1 @@
+"""A decoder's layers over kernels and weights that are given to them."""

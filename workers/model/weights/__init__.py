@@ -1,0 +1,1 @@
+"""A checkpoint's tensors, put together as one rank needs them."""
