@@ -18,7 +18,7 @@ from workers.model.families import llama
 from workers.model.hf_config import HfConfig
 from workers.model.weights.weight_layout import decoder_layout
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
     "vocab_size": 4096,
