@@ -9,8 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.gpu.compilation import PINNED_OPTIONS, Compiled
-from kernels.gpu.row_block import assert_packed, assert_rows, row_block
+from kernels.gpu.residual_norm import compiled_norm, launch_norm
 
 
 @triton.jit
@@ -45,9 +44,7 @@ def add_rms_norm(
     weight: Tensor,  # [hidden]
     eps: float,
 ) -> Tensor:  # [tokens, hidden]
-    assert len(x) == len(residual), f"{len(x)} rows are added to {len(residual)}"
-    assert_rows("x", x, residual.shape[1])
-    return _launch(x, residual, weight, eps)
+    return launch_norm(_add_rms_norm_kernel, x, residual, {"weight": weight}, eps)
 
 
 def rms_norm(
@@ -55,46 +52,12 @@ def rms_norm(
     weight: Tensor,  # [hidden]
     eps: float,
 ) -> Tensor:  # [tokens, hidden]
-    return _launch(None, x, weight, eps)
-
-
-def _launch(x: Tensor | None, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
-    num_tokens, hidden = residual.shape
-    assert_rows("the residual stream", residual, hidden)
-    assert_packed("weight", weight, hidden)
-    out = residual.new_empty(num_tokens, hidden)
-    block, num_warps = row_block(hidden)
-    _add_rms_norm_kernel[(num_tokens,)](
-        x,
-        residual,
-        weight,
-        out,
-        0 if x is None else x.stride(0),
-        residual.stride(0),
-        eps,
-        HIDDEN=hidden,
-        BLOCK=block,
-        num_warps=num_warps,
-        **PINNED_OPTIONS,
-    )
-    return out
-
-
-def _compiled(hidden: int, adds: bool) -> Compiled:
-    block, num_warps = row_block(hidden)
-    pointers = {"residual_ptr": "*bf16", "weight_ptr": "*bf16", "out_ptr": "*bf16"}
-    shape = {"HIDDEN": hidden, "BLOCK": block}
-    return Compiled(
-        name=f"{'add_' if adds else ''}rms_norm bf16 {hidden}",
-        kernel=_add_rms_norm_kernel,
-        types=pointers
-        | {"x_stride": "i32", "residual_stride": "i32", "eps": "fp32"}
-        | ({"x_ptr": "*bf16"} if adds else {}),
-        constexprs=shape if adds else shape | {"x_ptr": None},
-        num_warps=num_warps,
-        aligned=("x_stride", "residual_stride"),
-    )
+    return launch_norm(_add_rms_norm_kernel, None, x, {"weight": weight}, eps)
 
 
 # Of 8B and 70B models, and of a width that is no power of two.
-COMPILED = tuple(_compiled(hidden, adds) for hidden in (4096, 8192, 5120) for adds in (True, False))
+COMPILED = tuple(
+    compiled_norm(f"rms_norm bf16 {hidden}", _add_rms_norm_kernel, hidden, adds, weight_ptr=True)
+    for hidden in (4096, 8192, 5120)
+    for adds in (True, False)
+)

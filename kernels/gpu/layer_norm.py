@@ -12,8 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.gpu.compilation import PINNED_OPTIONS, Compiled
-from kernels.gpu.row_block import assert_packed, assert_rows, row_block
+from kernels.gpu.compilation import Compiled
+from kernels.gpu.residual_norm import compiled_norm, launch_norm
 
 
 @triton.jit
@@ -52,9 +52,7 @@ def add_layer_norm(
     bias: Tensor | None,  # [hidden]
     eps: float,
 ) -> Tensor:  # [tokens, hidden]
-    assert len(x) == len(residual), f"{len(x)} rows are added to {len(residual)}"
-    assert_rows("x", x, residual.shape[1])
-    return _launch(x, residual, weight, bias, eps)
+    return launch_norm(_add_layer_norm_kernel, x, residual, {"weight": weight, "bias": bias}, eps)
 
 
 def layer_norm(
@@ -63,47 +61,12 @@ def layer_norm(
     bias: Tensor | None,  # [hidden]
     eps: float,
 ) -> Tensor:  # [tokens, hidden]
-    return _launch(None, x, weight, bias, eps)
-
-
-def _launch(x: Tensor | None, residual: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
-    num_tokens, hidden = residual.shape
-    assert_rows("the residual stream", residual, hidden)
-    assert_packed("weight", weight, hidden)
-    if bias is not None:
-        assert_packed("bias", bias, hidden)
-    out = residual.new_empty(num_tokens, hidden)
-    block, num_warps = row_block(hidden)
-    _add_layer_norm_kernel[(num_tokens,)](
-        x,
-        residual,
-        weight,
-        bias,
-        out,
-        0 if x is None else x.stride(0),
-        residual.stride(0),
-        eps,
-        HIDDEN=hidden,
-        BLOCK=block,
-        num_warps=num_warps,
-        **PINNED_OPTIONS,
-    )
-    return out
+    return launch_norm(_add_layer_norm_kernel, None, x, {"weight": weight, "bias": bias}, eps)
 
 
 def _compiled(hidden: int, biased: bool, adds: bool) -> Compiled:
-    block, num_warps = row_block(hidden)
-    pointers = dict.fromkeys(("x_ptr", "residual_ptr", "weight_ptr", "bias_ptr", "out_ptr"), "*bf16")
-    absent = [name for name, is_given in {"x_ptr": adds, "bias_ptr": biased}.items() if not is_given]
-    types = pointers | {"x_stride": "i32", "residual_stride": "i32", "eps": "fp32"}
-    return Compiled(
-        name=f"{'add_' if adds else ''}layer_norm bf16 {hidden}{' bias' if biased else ''}",
-        kernel=_add_layer_norm_kernel,
-        types={name: kind for name, kind in types.items() if name not in absent},
-        constexprs={"HIDDEN": hidden, "BLOCK": block} | dict.fromkeys(absent),
-        num_warps=num_warps,
-        aligned=("x_stride", "residual_stride"),
-    )
+    name = f"layer_norm bf16 {hidden}{' bias' if biased else ''}"
+    return compiled_norm(name, _add_layer_norm_kernel, hidden, adds, weight_ptr=True, bias_ptr=biased)
 
 
 # Of GPT-2's and of MPT's width.

@@ -214,5 +214,7 @@ class LaunchChecker:
     @contextmanager
     def forgiving_races(self) -> Iterator[None]:
         self._forgives_races = True
-        yield
-        self._forgives_races = False
+        try:
+            yield
+        finally:
+            self._forgives_races = False

@@ -40,7 +40,7 @@ class CudaDevice:
     @contextmanager
     def active(self) -> Iterator[None]:
         # The current device is a thread's own. A stream alone would make it the first GPU again at the end, and a
-        # context there with it, which takes half a GiB.
+        # context there with it.
         with torch.cuda.device(self.torch_device), torch.cuda.stream(self._steps):
             yield
 
